@@ -1,0 +1,1 @@
+"""What a user hands us: configuration, model, data; checked at the edge, trusted inside."""

@@ -1,0 +1,181 @@
+"""How to time an engine, and what was seen. Raw samples are kept; everything else is derived from them.
+
+    Measurement
+    └── sessions          fresh runtime sessions of candidate and reference, each:
+        ├── candidate     Calls(wall_ns, cpu_ns, preempted)
+        └── reference     Calls(wall_ns, cpu_ns, preempted)      timed in alternating blocks with the candidate
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeprune import statistics
+from edgeprune.artifact import Artifact
+from edgeprune.statistics import Interval
+
+CLEAN_CALLS_NEEDED = 20
+"""With fewer calls that were never preempted, a single-threaded session falls back to its CPU clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to time.
+
+    Attributes:
+        reference: the sentinel timed in alternating blocks with the candidate.
+        threshold: the ratio to the reference that the caller must decide against; sampling stops early once the
+            interval is clear of it. None: use every session.
+        sessions_min: sessions before stopping is considered.
+        sessions_max: sessions after which the answer is given as it stands.
+        session_ms: milliseconds of sampling in one session.
+        block_ms: milliseconds of one uninterrupted block of calls of one engine.
+        dropped_calls: calls thrown away after each switch, whose caches are cold.
+        confidence: of the interval that `threshold` is compared with.
+        layers: also time every node of the candidate once (profiling run, not part of the ratio).
+        seed: of the order of blocks.
+    """
+
+    reference: Artifact
+    threshold: float | None = None
+    sessions_min: int = 2
+    sessions_max: int = 6
+    session_ms: float = 500.0
+    block_ms: float = 12.0
+    dropped_calls: int = 2
+    confidence: float = 0.95
+    layers: bool = False
+    seed: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the settings as JSON values; the reference by its SHA-256."""
+        return {k: v for k, v in asdict(self).items() if k != "reference"} | {"reference": self.reference.sha256}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """Timed calls of one engine in one session, in order; the three lists have equal length.
+
+    Attributes:
+        wall_ns: elapsed nanoseconds.
+        cpu_ns: nanoseconds of the calling thread's CPU time (equal to `wall_ns` where there is no such clock).
+        preempted: involuntary context switches during the call.
+    """
+
+    wall_ns: tuple[int, ...]
+    cpu_ns: tuple[int, ...]
+    preempted: tuple[int, ...]
+
+    @property
+    def clean_ns(self) -> tuple[int, ...]:
+        """Return the elapsed times of calls that were never preempted."""
+        return tuple(wall for wall, switches in zip(self.wall_ns, self.preempted, strict=True) if not switches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One fresh runtime session of both engines."""
+
+    candidate: Calls
+    reference: Calls
+    single_threaded: bool = True
+
+    def clocks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return comparable nanoseconds of candidate and reference: clean wall times, else CPU times, else wall times.
+
+        CPU time counts one thread only, so it stands in for wall time only where the engine runs on one thread.
+        """
+        candidate, reference = self.candidate.clean_ns, self.reference.clean_ns
+        if min(len(candidate), len(reference)) >= CLEAN_CALLS_NEEDED:
+            return candidate, reference
+        if self.single_threaded:
+            return self.candidate.cpu_ns, self.reference.cpu_ns
+        return self.candidate.wall_ns, self.reference.wall_ns
+
+    def log_ratio(self, quantile: float = 0.5) -> float:
+        """Return ln(candidate / reference): of bands for the median's neighbourhood, else of the quantile asked for."""
+        candidate, reference = self.clocks()
+        return math.log(_typical(candidate, quantile) / _typical(reference, quantile))
+
+
+def _typical(nanoseconds: tuple[int, ...], quantile: float) -> float:
+    return statistics.band(nanoseconds) if quantile == 0.5 else statistics.quantile(nanoseconds, quantile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was seen when one engine was timed against the sentinel.
+
+    Attributes:
+        profile_digest: of the profile it was taken with.
+        artifact_sha256: the candidate's engine.
+        reference_sha256: the sentinel's engine.
+        sessions: raw samples; empty only if nothing could be timed.
+        conditions: clock, temperature, load, runtime version, threads, priority: JSON values, as read before and after.
+        taken_at: UTC, ISO 8601.
+        seconds: wall time the measurement cost.
+        metric: what one sample counts; "latency_ns" unless the target is not a clock.
+        emulated: True when the numbers come from a formula or an emulator; never mixed with measured ones.
+        layers_ns: graph node name → nanoseconds of one call, if asked for.
+        flags: what the target found wrong, one sentence each.
+    """
+
+    profile_digest: str
+    artifact_sha256: str
+    reference_sha256: str
+    sessions: tuple[Session, ...]
+    conditions: Mapping[str, Any]
+    taken_at: str
+    seconds: float
+    metric: str = "latency_ns"
+    emulated: bool = False
+    layers_ns: Mapping[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    def ratio(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
+        """Return latency of the candidate as a ratio of the sentinel's, with its interval."""
+        return statistics.interval_over_sessions([each.log_ratio(quantile) for each in self.sessions], confidence)
+
+    def latency_ms(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
+        """Return the candidate's latency in milliseconds (of interleaved calls, so 1-4 % above undisturbed ones)."""
+        return self._absolute(0, confidence, quantile)
+
+    def reference_ms(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
+        """Return the sentinel's latency in milliseconds, of the same sessions."""
+        return self._absolute(1, confidence, quantile)
+
+    def _absolute(self, which: int, confidence: float, quantile: float) -> Interval:
+        logs = [math.log(_typical(each.clocks()[which], quantile) / 1e6) for each in self.sessions]
+        return statistics.interval_over_sessions(logs, confidence)
+
+    @property
+    def unstable_because(self) -> str | None:
+        """Return why this measurement should not be trusted, or None."""
+        return "; ".join(self.flags) or None
+
+    def comparable(self, other: "Measurement") -> bool:
+        """Return whether two ratios may be compared: same profile, same sentinel, same metric."""
+        mine = (self.profile_digest, self.reference_sha256, self.metric, self.emulated)
+        return mine == (other.profile_digest, other.reference_sha256, other.metric, other.emulated)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, raw samples included, as JSON values."""
+        return asdict(self) | {"conditions": dict(self.conditions), "layers_ns": dict(self.layers_ns)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Measurement":
+        """Return the measurement that `to_json` wrote."""
+        sessions = tuple(
+            Session(
+                candidate=_calls(each["candidate"]),
+                reference=_calls(each["reference"]),
+                single_threaded=each["single_threaded"],
+            )
+            for each in value["sessions"]
+        )
+        return cls(**{**value, "sessions": sessions, "flags": tuple(value["flags"])})
+
+
+def _calls(value: Mapping[str, list[int]]) -> Calls:
+    return Calls(**{name: tuple(samples) for name, samples in value.items()})

@@ -1,0 +1,119 @@
+"""What one deploy came to: the single value behind the closing table, `--json`, the manifest and the report."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeprune.statistics import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Accuracy and cost of one model on one device.
+
+    Attributes:
+        accuracy: top-1 on the test split, fraction.
+        validation: stage → top-1 on the validation split ("baseline", "cut", "calibrated", "tuned").
+        latency_ms: milliseconds on the target.
+        ratio: to the unpruned model on the same device; None for the unpruned model itself.
+        parameters, macs, size_bytes: of the ONNX graph.
+    """
+
+    accuracy: float
+    validation: Mapping[str, float]
+    latency_ms: Interval
+    ratio: Interval | None
+    parameters: int
+    macs: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetVerdict:
+    """The promise and whether it is kept.
+
+    Attributes:
+        requested: as the user wrote it, e.g. "0.5x".
+        limit_ratio: as a ratio of the unpruned model.
+        met: the upper end of the result's interval is under the limit, and every other limit holds.
+        used: result ratio / limit ratio; 1 is a budget used in full.
+        missed: what is not met, one sentence each.
+    """
+
+    requested: str
+    limit_ratio: float
+    met: bool
+    used: float
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthChange:
+    """One channel group before and after, in channels."""
+
+    group: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything a deploy reports.
+
+    Attributes:
+        model: what was pruned, as the user named it.
+        target: profile name.
+        emulated: the latencies come from a formula or an emulator.
+        metric: what a latency counts, "latency_ns" on real devices.
+        strategy: the searcher.
+        measurements: latency measurements spent, repeats of failures included.
+        trials: candidates tried.
+        widths: every channel group before and after.
+        layer_shares: layer name → share of the unpruned model's time.
+        result_layer_shares: the same of the result.
+        seconds: stage → wall seconds.
+        versions: package → version.
+        conditions: of the final measurement.
+        run_dir, bundle, archive, report: paths as text; empty until written.
+    """
+
+    model: str
+    target: str
+    emulated: bool
+    metric: str
+    strategy: str
+    seed: int
+    baseline: ModelFacts
+    result: ModelFacts
+    budget: BudgetVerdict
+    measurements: int
+    trials: int
+    widths: tuple[WidthChange, ...]
+    layer_shares: Mapping[str, float] = field(default_factory=dict)
+    result_layer_shares: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    run_dir: str = ""
+    bundle: str = ""
+    archive: str = ""
+    report: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Outcome":
+        """Return the outcome that `to_json` wrote."""
+        fields = dict(value)
+        fields["baseline"] = _facts(value["baseline"])
+        fields["result"] = _facts(value["result"])
+        fields["budget"] = BudgetVerdict(**{**value["budget"], "missed": tuple(value["budget"]["missed"])})
+        fields["widths"] = tuple(WidthChange(**each) for each in value["widths"])
+        return cls(**fields)
+
+
+def _facts(value: Mapping[str, Any]) -> ModelFacts:
+    ratio = Interval(**value["ratio"]) if value["ratio"] else None
+    return ModelFacts(**{**value, "latency_ms": Interval(**value["latency_ms"]), "ratio": ratio})

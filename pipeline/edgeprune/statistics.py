@@ -1,0 +1,100 @@
+"""Latency statistics that hold on a noisy machine; pure, standard library only.
+
+The number is a ratio to a reference timed in alternating blocks: absolute latency drifts with the machine (33 %
+run to run on a loaded two-core host), the ratio does not (0.4-0.7 %). A session's ratio is the quotient of two
+*bands* (the mean of the 5..50 % quantiles): less biased than the minimum, steadier than the median. The interval
+is over sessions, never inside one: an in-run bootstrap covered 57-85 % where it said 95 %.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PRIOR_SD = 0.003
+"""Standard deviation of the log ratio between fresh sessions that is assumed before any is seen."""
+
+PRIOR_DF = 3
+"""Weight of that prior, in degrees of freedom."""
+
+WIDEN = 1.5
+"""Factor on the half-width: the plain t-interval covered 61-94 % where it said 95 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate and its two-sided interval, in the unit of the estimate."""
+
+    p50: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> "Interval":
+        """Return the interval times a positive factor."""
+        return Interval(p50=self.p50 * factor, low=self.low * factor, high=self.high * factor)
+
+    def to_json(self) -> dict[str, float]:
+        """Return the interval as JSON values."""
+        return {"p50": self.p50, "low": self.low, "high": self.high}
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the `q`-quantile by linear interpolation between order statistics (Hyndman and Fan's type 7)."""
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def band(values: Sequence[float], low: float = 0.05, high: float = 0.5) -> float:
+    """Return the mean of the values between two quantiles; at least one value is used."""
+    ordered = sorted(values)
+    first = int(len(ordered) * low)
+    chosen = ordered[first : max(int(len(ordered) * high), first + 1)]
+    return math.fsum(chosen) / len(chosen)
+
+
+def interval_over_sessions(logs: Sequence[float], confidence: float) -> Interval:
+    """Return exp(mean) of session log estimates with its t-interval, shrunk towards the prior and widened.
+
+    Args:
+        logs: one natural log per session, at least one.
+        confidence: two-sided, in (0, 1).
+    """
+    count = len(logs)
+    mean = math.fsum(logs) / count
+    spread = math.fsum((each - mean) ** 2 for each in logs)
+    degrees = PRIOR_DF + count - 1
+    sd = math.sqrt((PRIOR_DF * PRIOR_SD**2 + spread) / degrees)
+    half = WIDEN * student_quantile((1 + confidence) / 2, degrees) * sd / math.sqrt(count)
+    return Interval(p50=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half))
+
+
+def student_quantile(p: float, degrees: int) -> float:
+    """Return the `p`-quantile of Student's t with a whole number of degrees of freedom, p in [0.5, 1).
+
+    Bisection on the closed-form distribution function (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, 1.0
+    while _student_cdf(high, degrees) < p:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_cdf(middle, degrees) < p else (low, middle)
+    return (low + high) / 2
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    theta = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    if degrees % 2:
+        term, total = cosine, cosine if degrees > 1 else 0.0
+        for k in range(3, degrees - 1, 2):
+            term *= cosine**2 * (k - 1) / k
+            total += term
+        return 0.5 + (theta + sine * total) / math.pi
+    term, total = 1.0, 1.0
+    for k in range(2, degrees - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 0.5 + sine * total / 2

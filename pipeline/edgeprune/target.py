@@ -1,0 +1,104 @@
+"""The one protocol an adapter author reads, and how an adapter is opened: by profile, lazily.
+
+An adapter is a module `edgeprune.targets.<adapter>` (or an entry point of group ``edgeprune.targets``) that offers
+
+    connect(profile) -> AbstractContextManager[Target]      holds the device until it is left
+    examine(profile) -> list[Finding]                       what is missing, without holding anything
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+from edgeprune.artifact import Artifact
+from edgeprune.errors import ProfileError
+from edgeprune.measurement import Measurement, Sampling
+from edgeprune.profile import Profile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A device that compiles, times and runs graphs."""
+
+    @property
+    def profile(self) -> Profile:
+        """Return the profile it was opened with."""
+
+    def compile(self, graph: Artifact) -> Artifact:
+        """Return the engine for an ONNX graph, built where it must be built: on the host or on the device.
+
+        Raises:
+            CompileError: if the runtime refuses the graph.
+        """
+
+    def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
+        """Return the timing of `engine` against `sampling.reference`, which this target compiled as well.
+
+        Raises:
+            CompileError: if the engine cannot be loaded or run.
+            Unstable: if the device ran too unevenly to mean anything.
+            DeviceLost: if the device or its worker is gone.
+        """
+
+    def run(self, engine: Artifact, inputs: Mapping[str, "NDArray"]) -> Mapping[str, "NDArray"]:
+        """Return the outputs of one call on the device, by name.
+
+        Raises:
+            CompileError: if the engine cannot be loaded or run.
+            DeviceLost: if the device or its worker is gone.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of `edgeprune doctor`: what was looked at, what was found, and the command that mends it.
+
+    Attributes:
+        severity: "ok", "note" (worth knowing) or "problem" (the target does not work until it is mended).
+    """
+
+    subject: str
+    severity: str
+    found: str
+    mend: str = ""
+
+
+def load_adapter(name: str) -> ModuleType:
+    """Return the adapter module `name`: ours, or one that another package registered.
+
+    Raises:
+        ProfileError: if there is none or its dependencies are missing.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ProfileError(f"{name!r} is not an adapter name", why="lower-case letters, digits and underscores only")
+    try:
+        return import_module(f"edgeprune.targets.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"edgeprune.targets.{name}":
+            raise ProfileError(f"adapter {name!r} needs {error.name}", next_step=f"pip install {error.name}") from error
+    for point in entry_points(group="edgeprune.targets", name=name):
+        return cast(ModuleType, point.load())
+    raise ProfileError(f"unknown adapter {name!r}", next_step="edgeprune targets lists those that exist")
+
+
+def open_target(profile: Profile) -> AbstractContextManager[Target]:
+    """Return the target that `profile` names, as a context manager that holds the device.
+
+    Raises:
+        ProfileError: if the adapter is unknown.
+        DeviceLost, DeviceBusy: on entering, if the device cannot be had.
+    """
+    return cast(AbstractContextManager[Target], load_adapter(profile.adapter).connect(profile))
+
+
+def examine_target(profile: Profile) -> list[Finding]:
+    """Return what is in order and what is missing for `profile`, holding nothing."""
+    return cast(list[Finding], load_adapter(profile.adapter).examine(profile))

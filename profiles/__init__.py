@@ -1,0 +1,1 @@
+"""One device per TOML file."""

@@ -1,0 +1,1 @@
+"""One device adapter per file, opened by profile through `edgeprune.target.open_target`."""
