@@ -1,0 +1,129 @@
+"""A bundle small enough to write in milliseconds: a model of one matrix, and latencies made up here."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeprune.budget import Budget, Latency
+from edgeprune.canonical import file_sha256
+from edgeprune.measurement import Calls, Measurement, Session
+from edgeprune.outcome import BudgetVerdict, ModelFacts, Outcome, WidthChange
+from edgeprune.pack import BundleContents, write_bundle
+from edgeprune.plan import Plan
+from edgeprune.profile import Profile
+
+PROFILE = Profile(name="bench", adapter="onnxruntime_cpu", address="board-7", options={"threads": 1})
+WEIGHT = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+INPUTS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32)
+OUTPUTS = INPUTS @ WEIGHT
+
+
+def write_model(path: Path, *, weight: np.ndarray = WEIGHT, batch: int | str = 1) -> Path:
+    """Write y = x @ weight, x: [batch, 3], y: [batch, 2]."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="matmul")],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, weight.shape[1]])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return _save(graph, path)
+
+
+def write_two_port_model(path: Path) -> Path:
+    """Write sum = a + b and difference = a - b, all [1, 2]."""
+    ports = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in ("a", "b", "sum", "difference")
+    }
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
+    graph = helper.make_graph(nodes, "ports", [ports["a"], ports["b"]], [ports["sum"], ports["difference"]])
+    return _save(graph, path)
+
+
+def _save(graph: onnx.GraphProto, path: Path) -> Path:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def measurement(*, ratio: float = 0.4, reference_ns: int = 2_000_000, sessions: int = 3, **changes: Any) -> Measurement:
+    """Return made-up timings with this ratio, the same in every session."""
+    session = Session(candidate=_calls(round(ratio * reference_ns)), reference=_calls(reference_ns))
+    seen = Measurement(
+        profile_digest=PROFILE.digest,
+        artifact_sha256="a" * 64,
+        reference_sha256="b" * 64,
+        sessions=(session,) * sessions,
+        conditions={"cpu_model": "Imaginary 9000", "onnxruntime": "1.31.1", "threads": 1},
+        taken_at="2026-01-02T03:04:05+00:00",
+        seconds=1.5,
+    )
+    return replace(seen, **changes)
+
+
+def _calls(nanoseconds: int) -> Calls:
+    return Calls(wall_ns=(nanoseconds,) * 30, cpu_ns=(nanoseconds,) * 30, preempted=(0,) * 30)
+
+
+def outcome(seen: Measurement, *, met: bool = True) -> Outcome:
+    """Return what a deploy that ended with `seen` would say, machine paths included."""
+    accuracy = {"baseline": 0.9, "tuned": 0.89}
+    before = ModelFacts(
+        accuracy=0.91,
+        validation=accuracy,
+        latency_ms=seen.reference_ms(),
+        ratio=None,
+        parameters=12,
+        macs=12,
+        size_bytes=300,
+    )
+    after = replace(
+        before, accuracy=0.9, latency_ms=seen.latency_ms(), ratio=seen.ratio(), parameters=6, macs=6, size_bytes=200
+    )
+    return Outcome(
+        model="/home/somebody/models/net.pt2",
+        target="bench",
+        emulated=seen.emulated,
+        metric=seen.metric,
+        strategy="ddpg",
+        seed=0,
+        baseline=before,
+        result=after,
+        budget=BudgetVerdict(requested="0.5x", limit_ratio=0.5, met=met, used=0.8, missed=() if met else ("latency",)),
+        measurements=40,
+        trials=50,
+        widths=(WidthChange(group="conv", before=16, after=8),),
+        run_dir="/home/somebody/run",
+    )
+
+
+def contents(model: Path, **changes: Any) -> BundleContents:
+    """Return the contents of a small bundle around the model that `write_model` wrote."""
+    seen = changes.get("measurement", measurement())
+    base = BundleContents(
+        name="small",
+        model=model,
+        plan=Plan(kept={"conv": tuple(range(8))}),
+        profile=PROFILE,
+        budget=Budget(latency=Latency.parse("0.5x")),
+        outcome=outcome(seen),
+        measurement=seen,
+        parity_inputs={"x": INPUTS},
+        parity_outputs={"y": OUTPUTS},
+        tolerances=(1e-5, 1e-5),
+        parent_sha256="c" * 64,
+        versions={"onnxruntime": "1.31.1"},
+    )
+    return replace(base, **changes)
+
+
+def write_small_bundle(folder: Path, **changes: Any) -> Path:
+    """Write a small bundle to ``folder/small`` and its unpruned parent to ``folder/baseline.onnx``."""
+    model = write_model(folder / "tuned.onnx")
+    parent = write_model(folder / "baseline.onnx", weight=np.tile(WEIGHT, 2))
+    made = contents(model, **{"parent_sha256": file_sha256(parent), **changes})
+    return write_bundle(folder / "small", contents=made).path
