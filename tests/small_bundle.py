@@ -1,7 +1,9 @@
 """A bundle small enough to write in milliseconds: a model of one matrix, and latencies made up here."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from edgeprune.budget import Budget, Latency
 from edgeprune.canonical import file_sha256
 from edgeprune.measurement import Calls, Measurement, Session
 from edgeprune.outcome import BudgetVerdict, ModelFacts, Outcome, WidthChange
-from edgeprune.pack import BundleContents, write_bundle
+from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
 
@@ -127,3 +129,23 @@ def write_small_bundle(folder: Path, **changes: Any) -> Path:
     parent = write_model(folder / "baseline.onnx", weight=np.tile(WEIGHT, 2))
     made = contents(model, **{"parent_sha256": file_sha256(parent), **changes})
     return write_bundle(folder / "small", contents=made).path
+
+
+@cache
+def whole_files() -> dict[str, bytes]:
+    """Return path → bytes of a whole bundle, and of its archive under ``""``."""
+    with TemporaryDirectory() as name:
+        folder = write_small_bundle(Path(name))
+        archive = pack(folder, Path(name) / "small.tar").read_bytes()
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths} | {"": archive}
+
+
+def lay_out(folder: Path, **changed: bytes) -> Path:
+    """Put that bundle and its archive into a folder, the bytes of some files replaced; return the bundle."""
+    for path, content in (whole_files() | changed).items():
+        place = folder / "small" / path if path else folder / "small.tar"
+        place.parent.mkdir(exist_ok=True, parents=True)
+        place.write_bytes(content)
+        place.chmod(0o644)
+    return folder / "small"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,8 +23,10 @@ from small_bundle import (
     OUTPUTS,
     PROFILE,
     contents,
+    lay_out,
     measurement,
     outcome,
+    whole_files,
     write_model,
     write_small_bundle,
     write_two_port_model,
@@ -39,27 +40,6 @@ from edgeprune.pack import pack, write_bundle
 from edgeprune.profile import Profile
 
 EARLIER, LATER = "earlier", "later"
-
-
-@cache
-def whole_files() -> dict[str, bytes]:
-    """Return path → bytes of a whole bundle, and of its archive under ``""``."""
-    with TemporaryDirectory() as name:
-        folder = write_small_bundle(Path(name))
-        archive = pack(folder, Path(name) / "small.tar").read_bytes()
-        return {
-            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-        } | {"": archive}
-
-
-def lay_out(folder: Path, **changed: bytes) -> Path:
-    """Put the whole bundle and its archive into a folder, the bytes of some files replaced; return the bundle."""
-    for path, content in (whole_files() | changed).items():
-        place = folder / "small" / path if path else folder / "small.tar"
-        place.parent.mkdir(exist_ok=True, parents=True)
-        place.write_bytes(content)
-        place.chmod(0o644)
-    return folder / "small"
 
 
 @contextmanager
