@@ -63,14 +63,15 @@ class Structure:
             PlanError: if the plan does not fit the space.
         """
         self.space.check(plan)
-        kept = np.ones(self._classes + 1, dtype=np.bool_)
+        kept = np.ones(self.class_count + 1, dtype=np.bool_)
         for name, units in self.units.items():
             lost = np.array(units, dtype=np.int64)
             kept[np.delete(lost, plan.kept[name])] = False
         return kept
 
     @cached_property
-    def _classes(self) -> int:
+    def class_count(self) -> int:
+        """Return one more than the highest class."""
         owners = [*self.classes.values(), *(edit.owners for edit in self.channels.edits)]
         return 1 + max((int(each.max()) for each in owners if len(each)), default=0)
 
@@ -234,7 +235,7 @@ def _group(
         minimum=minimum,
         multiple=step,
         unit_channels=unit_channels,
-        removable=removal is not None and minimum_ratio == 0,
+        removable=removal is not None,
     )
 
 

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make deploy` and `make test`. Both make .venv/ first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Threads that spin while they wait starve whatever else runs on a small machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: deploy test lint bench clean
+
+deploy: $(INSTALLED)
+	$(BIN)/edgeprune deploy --config examples/fashion/edgeprune.toml --target host --budget 0.5x --out dist/
+
+test: lint
+	sh tests/install-chromium
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	set -e; for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each; done
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

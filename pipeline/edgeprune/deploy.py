@@ -1,0 +1,648 @@
+"""From a trained model to a verified bundle.
+
+    prepare ─▶ baseline ─▶ search ─▶ settle ─▶ fine-tune ─▶ prove ─▶ bundle ─▶ report
+       │           │          │         │           │          │
+       └───────────┴──────────┴── ledger.sqlite ────┴──────────┘     a killed run continues where it was
+
+A run lives in ``<out>/<name>.run/``; its bundle is ``<out>/<name>/`` and ``<out>/<name>.tar``.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from edgeprune import __version__, cost
+from edgeprune.artifact import Artifact, TensorSpec
+from edgeprune.budget import Budget
+from edgeprune.canonical import digest
+from edgeprune.cut import GraphCutter, proven
+from edgeprune.durable import storage_errors
+from edgeprune.errors import NothingFits, ParityFailed
+from edgeprune.evaluate import Base, Judge, write_graph
+from edgeprune.export import export
+from edgeprune.finetune import finetune
+from edgeprune.importance import ranking, unit_importance
+from edgeprune.intake.config import Config
+from edgeprune.intake.data import Splits, load_data
+from edgeprune.intake.images import ArraySet
+from edgeprune.intake.model import LoadedModel, load_model
+from edgeprune.ledger import Ledger
+from edgeprune.measurement import Measurement, Sampling
+from edgeprune.outcome import BudgetVerdict, ModelFacts, Outcome, WidthChange
+from edgeprune.pack import BundleContents, pack, write_bundle
+from edgeprune.plan import Plan
+from edgeprune.profile import Profile
+from edgeprune.progress import Progress, Silent
+from edgeprune.quality import Evaluator
+from edgeprune.search.loop import Bench, search
+from edgeprune.search.problem import Problem
+from edgeprune.search.settle import settle
+from edgeprune.search.strategies import make_searcher
+from edgeprune.structure import Structure, build_structure
+from edgeprune.target import Target, open_target
+from edgeprune.trial import Quality, Trial
+
+if TYPE_CHECKING:
+    from edgeprune.finetune import FinetuneResult
+
+EVALUATION_BATCH = 250
+"""Images in one batch of an accuracy pass."""
+
+CALIBRATION_BATCH = 128
+PARITY_SAMPLES = 4
+TOLERANCES = (1e-4, 1e-3)
+"""(absolute, as a share of the largest answer; relative) difference of the engine's answers from PyTorch's."""
+
+PACKAGES = ("edgeprune", "torch", "onnx", "onnxruntime", "onnxscript", "torch-pruning", "stable-baselines3", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One deploy, as asked for.
+
+    Attributes:
+        config: everything but where to.
+        target: name of the target, a shipped profile or a table of the configuration.
+        out: folder of runs and bundles.
+        command: what the user typed, for the report.
+        stop: raises `Interrupted` when the user asked to stop.
+        fresh: forget what an earlier run of the same request did.
+    """
+
+    config: Config
+    target: str
+    out: Path
+    command: str = ""
+    progress: Progress = Silent()  # noqa: RUF009 - it has no state
+    stop: Callable[[], None] = lambda: None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run works on: nothing in it was measured yet."""
+
+    request: Request
+    profile: Profile
+    budget: Budget
+    model: LoadedModel
+    splits: Splits
+    graph: onnx.ModelProto
+    baseline: Artifact
+    structure: Structure
+    run: str
+    folder: Path
+    ledger: Ledger
+
+    @property
+    def config(self) -> Config:
+        """Return the configuration."""
+        return self.request.config
+
+    @property
+    def progress(self) -> Progress:
+        """Return where to say what is being done."""
+        return self.request.progress
+
+
+def deploy(request: Request) -> Outcome:
+    """Return the outcome of a deploy; its bundle and report are written, whether the budget is met or not.
+
+    Raises:
+        EdgepruneError: any of them; the ledger keeps what was done, the same request continues.
+    """
+    with ExitStack() as stack:
+        prepared = prepare(request, stack)
+        target = stack.enter_context(open_target(prepared.profile))
+        return _carry_out(prepared, target)
+
+
+def _carry_out(prepared: Prepared, target: Target) -> Outcome:
+    bench, timing = start_bench(prepared, target)
+    problem = pose(prepared, bench, timing)
+    seconds = _Seconds(prepared.ledger, prepared.run)
+    with seconds.of("search"):
+        trials = look(prepared, bench, problem)
+    with seconds.of("settle"), prepared.progress.stage("settle the winner"):
+        winner = settle(bench, problem, trials, _final_sampling(prepared, bench))
+    with seconds.of("finetune"):
+        tuned = tune(prepared, bench, winner)
+    with seconds.of("prove"), prepared.progress.stage("measure and check"):
+        proof = prove(prepared, bench, target, winner, tuned)
+    outcome = _outcome(prepared, bench, timing, winner, proof, seconds.total())
+    return _deliver(prepared, outcome, winner, proof)
+
+
+# -- prepare --------------------------------------------------------------------------------------------------------
+
+
+def prepare(request: Request, stack: ExitStack) -> Prepared:
+    """Return the model, the data, the graph and the structure, checked; opens the ledger on `stack`."""
+    config, progress = request.config, request.progress
+    profile, budget = config.profile(request.target), config.budget.to_budget()
+    with progress.stage("load data and model"):
+        splits = load_data(config.data)
+        model = load_model(config.model, input_shape=splits.input_shape)
+        splits.check_fit(model)
+    run = digest([__version__, config.digest, profile.digest, model.digest, splits.digest])
+    name = f"{_slug(model.name)}-{request.target}-{budget.latency}-{run[:8]}"
+    folder = request.out / f"{name}.run"
+    if request.fresh and folder.exists():
+        shutil.rmtree(folder)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    ledger = stack.enter_context(Ledger.open(folder / "ledger.sqlite"))
+    example = splits.calibration.tensor(slice(0, 2))
+    with progress.stage("export to ONNX"):
+        graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
+    with progress.stage("find channel groups"):
+        structure = find_structure(config, profile, model.module, example, graph)
+    return Prepared(
+        request=request,
+        profile=profile,
+        budget=budget,
+        model=model,
+        splits=splits,
+        graph=graph,
+        baseline=baseline,
+        structure=structure,
+        run=run,
+        folder=folder,
+        ledger=ledger,
+    )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")[:32] or "model"
+
+
+def find_structure(
+    config: Config, profile: Profile, module: nn.Module, example: torch.Tensor, graph: onnx.ModelProto
+) -> Structure:
+    """Return the prunable structure of a module, every group proven by a trial cut.
+
+    Raises:
+        NothingFits: if no layer can be pruned.
+    """
+    structure = build_structure(
+        module,
+        example[:1],
+        graph,
+        multiple=profile.channel_multiple,
+        minimum_ratio=config.space.minimum_ratio,
+        exclude=config.space.exclude,
+    )
+    structure = proven(module, example, structure)
+    if not structure.space.groups:
+        reasons = "; ".join(f"{each.layer}: {each.reason}" for each in structure.unprunable[:3])
+        raise NothingFits(
+            "no layer of the model can be pruned", why=reasons, next_step="edgeprune space lists every layer and why"
+        )
+    return structure
+
+
+def _exported(
+    module: nn.Module, example: torch.Tensor, folder: Path, ledger: Ledger, run: str
+) -> tuple[onnx.ModelProto, Artifact]:
+    """Return the unpruned graph, exported once per run: a resumed run reads the file the first one wrote."""
+    path, inputs = folder / "baseline.onnx", (TensorSpec(name="input", shape=tuple(example.shape)),)
+    known = ledger.fact(run, "baseline.onnx")
+    if known is not None:
+        artifact = Artifact(path=path, kind="onnx", sha256=known, inputs=inputs).check()
+        return onnx.load(path, load_external_data=False), artifact
+    graph = export(module, example)
+    artifact = write_graph(graph, path, inputs)
+    ledger.record(run, "baseline.onnx", artifact.sha256)
+    return graph, artifact
+
+
+# -- baseline -------------------------------------------------------------------------------------------------------
+
+
+def start_bench(prepared: Prepared, target: Target) -> tuple[Bench, Measurement]:
+    """Return the bench, and the timing of the unpruned model: measured once per run."""
+    config, ledger, run = prepared.config, prepared.ledger, prepared.run
+    reference = target.compile(prepared.baseline)
+    facts = ledger.fact(run, "baseline")
+    evaluator = _evaluator(prepared, facts)
+    if facts is None:
+        with prepared.progress.stage("measure the baseline"):
+            sampling = _final_sampling_of(config, prepared.budget, reference)
+            timing = target.measure(reference, replace(sampling, threshold=None, layers=True))
+        with prepared.progress.stage("accuracy of the baseline"):
+            quality = evaluator.quality(prepared.structure.space.full())
+        facts = {
+            "measurement": timing.to_json(),
+            "quality": asdict(quality),
+            "dtype": str(evaluator.dtype).removeprefix("torch."),
+        }
+        ledger.record(run, "baseline", facts)
+    timing, quality = Measurement.from_json(facts["measurement"]), Quality(**facts["quality"])
+    baseline_ms = timing.reference_ms(prepared.budget.confidence, prepared.budget.quantile).p50
+    judge = Judge(
+        baseline=quality,
+        limit_ratio=prepared.budget.limit_ratio(baseline_ms),
+        confidence=prepared.budget.confidence,
+        quantile=prepared.budget.quantile,
+        weights=config.search.reward.to_weights(),
+    )
+    return _bench(prepared, target, evaluator, judge, reference), timing
+
+
+def _evaluator(prepared: Prepared, facts: Mapping[str, Any] | None) -> Evaluator:
+    validation = prepared.splits.validation.first(prepared.config.search.validation_images)
+    calibration = [images for images, _ in prepared.splits.calibration.batches(CALIBRATION_BATCH)]
+    return Evaluator(
+        prepared.model.module,
+        prepared.structure,
+        prepared.graph,
+        validation=list(validation.batches(EVALUATION_BATCH)),
+        calibration=calibration,
+        dtype=getattr(torch, facts["dtype"]) if facts else None,
+    )
+
+
+def _bench(prepared: Prepared, target: Target, evaluator: Evaluator, judge: Judge, reference: Artifact) -> Bench:
+    config = prepared.config
+    return Bench(
+        base=Base(
+            cutter=GraphCutter(prepared.graph, prepared.structure),
+            evaluator=evaluator,
+            inputs=prepared.baseline.inputs,
+            folder=prepared.folder,
+        ),
+        target=target,
+        judge=judge,
+        sampling=Sampling(
+            reference=reference,
+            threshold=judge.limit_ratio,
+            sessions_min=config.measure.sessions_min,
+            sessions_max=config.measure.sessions_max,
+            session_ms=config.measure.session_ms,
+            confidence=prepared.budget.confidence,
+        ),
+        ledger=prepared.ledger,
+        run=prepared.run,
+        strategy=config.search.strategy,
+        seed=config.search.seed,
+        stop=prepared.request.stop,
+    )
+
+
+def _final_sampling(prepared: Prepared, bench: Bench) -> Sampling:
+    sampling = _final_sampling_of(prepared.config, prepared.budget, bench.sampling.reference)
+    return replace(sampling, threshold=bench.judge.limit_ratio)
+
+
+def _final_sampling_of(config: Config, budget: Budget, reference: Artifact) -> Sampling:
+    sessions = config.measure.final_sessions
+    return Sampling(
+        reference=reference,
+        sessions_min=min(4, sessions),
+        sessions_max=sessions,
+        session_ms=config.measure.session_ms,
+        confidence=budget.confidence,
+    )
+
+
+# -- search ---------------------------------------------------------------------------------------------------------
+
+
+def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
+    """Return the search problem: the space, how important every unit is, where the time goes, and the budget."""
+    batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
+    importance = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+    return Problem(
+        space=prepared.structure.space,
+        layers=prepared.structure.layers,
+        ranking=ranking(importance),
+        importance=importance,
+        shares=layer_shares(prepared.structure, timing),
+        limit_ratio=bench.judge.limit_ratio,
+        multiple=prepared.profile.channel_multiple,
+        trials=prepared.config.search.trials,
+        seed=prepared.config.search.seed,
+    )
+
+
+def layer_shares(structure: Structure, timing: Measurement) -> dict[str, float]:
+    """Return layer name → share of the time of one call; what is missing to 1 is spent elsewhere."""
+    total = sum(timing.layers_ns.values())
+    if not total:
+        return {}
+    return {
+        each.name: timing.layers_ns[each.node] / total for each in structure.layers if each.node in timing.layers_ns
+    }
+
+
+def look(prepared: Prepared, bench: Bench, problem: Problem) -> list[Trial]:
+    """Return the trials of the search, the narrowest plan first: if even that misses the budget, nothing fits.
+
+    Raises:
+        NothingFits: saying what can be reached and what would make the budget fit.
+    """
+    narrowest = problem.plan({group.name: group.choices[0] for group in problem.space.groups})
+    probe = bench.try_plan(narrowest, "probe", 0)
+    if probe.measurement is not None and bench.judge.ratio(probe.measurement).low > problem.limit_ratio:
+        raise _nothing_fits(prepared, bench, probe)
+    config = prepared.config.search
+    searcher = make_searcher(config.strategy, problem)
+    with prepared.progress.stage(f"search ({config.strategy})", total=problem.trials) as stage:
+        trials = search(bench, searcher, problem.trials, stage, time_limit_s=config.time_limit_s)
+    return [probe, *trials]
+
+
+def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
+    assert probe.measurement is not None
+    reach, confidence = bench.judge.ratio(probe.measurement), prepared.budget.confidence
+    reachable_ms = probe.measurement.latency_ms(confidence, prepared.budget.quantile)
+    stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
+    return NothingFits(
+        f"no plan meets {prepared.budget.latency}: the narrowest takes {reach.p50:.3f}x ({reachable_ms.p50:.3g} ms)",
+        why=f"what must stay costs that much; {stays}",
+        next_step=f"ask for at least {reach.high * 1.02:.2f}x, lower space.minimum_ratio or space.exclude less",
+    )
+
+
+# -- fine-tune and prove --------------------------------------------------------------------------------------------
+
+
+def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
+    """Return the winner, trained further with the unpruned model as its teacher; resumes from its checkpoint."""
+    student = bench.base.evaluator.candidate(winner.plan)
+    checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
+    steps = prepared.config.finetune.total_steps(len(prepared.splits.train))
+    with prepared.progress.stage("fine-tune", total=1.0) as stage:
+        done = 0.0
+
+        def told(state: Any) -> None:
+            nonlocal done
+            stage.advance(state.fraction - done, note=getattr(state, "note", ""))
+            done = state.fraction
+            prepared.request.stop()
+
+        del steps
+        return finetune(
+            student,
+            prepared.model.module,
+            prepared.splits.train,
+            prepared.splits.validation,
+            prepared.config.finetune,
+            checkpoint=checkpoint,
+            progress=told,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the packaged model was seen to do."""
+
+    artifact: Artifact
+    timing: Measurement
+    parity_inputs: Mapping[str, np.ndarray[Any, Any]]
+    parity_outputs: Mapping[str, np.ndarray[Any, Any]]
+    tolerances: tuple[float, float]
+    baseline_accuracy: float
+    accuracy: float
+    validation: Mapping[str, float]
+
+
+def prove(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned: "FinetuneResult") -> Proof:
+    """Return what the tuned model does on the target: same answers as PyTorch, fresh latency, accuracy on test.
+
+    Raises:
+        ParityFailed: if the engine answers otherwise than PyTorch.
+    """
+    graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
+    artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs)
+    engine = target.compile(artifact)
+    images = prepared.splits.validation.tensor(slice(0, PARITY_SAMPLES))
+    wanted = _answers(tuned.module, images)
+    tolerances = (TOLERANCES[0] * float(np.abs(wanted).max()), TOLERANCES[1])
+    _check_parity(target, engine, images.numpy(), wanted, tolerances)
+    timing = target.measure(
+        engine, replace(_final_sampling(prepared, bench), threshold=None, layers=True, seed=1_000_003)
+    )
+    test = _test_accuracy(prepared, bench, tuned.module, artifact.sha256)
+    assert winner.quality is not None
+    evaluator = bench.base.evaluator
+    return Proof(
+        artifact=artifact,
+        timing=timing,
+        parity_inputs={"input": images.numpy()},
+        parity_outputs={"output": wanted},
+        tolerances=tolerances,
+        baseline_accuracy=test["baseline"],
+        accuracy=test["result"],
+        validation={
+            "baseline": bench.judge.baseline.accuracy,
+            "cut": winner.quality.accuracy,
+            "tuned": evaluator.judge(tuned.module).accuracy,
+        },
+    )
+
+
+def _answers(module: nn.Module, images: torch.Tensor) -> np.ndarray[Any, Any]:
+    with torch.inference_mode():
+        return np.concatenate([module.eval()(each[None]).numpy() for each in images])
+
+
+def _check_parity(
+    target: Target,
+    engine: Artifact,
+    images: np.ndarray[Any, Any],
+    wanted: np.ndarray[Any, Any],
+    tolerances: tuple[float, float],
+) -> None:
+    seen = np.concatenate([target.run(engine, {"input": each[None]})["output"] for each in images])
+    excess = np.abs(seen - wanted) - (tolerances[0] + tolerances[1] * np.abs(wanted))
+    if not (np.isfinite(seen).all() and excess.max() <= 0):
+        raise ParityFailed(
+            "the engine answers otherwise than PyTorch",
+            why=f"largest difference {np.abs(seen - wanted).max():.2e}, largest answer {np.abs(wanted).max():.2e}",
+            next_step="report this model: its graph is cut or compiled wrongly",
+        )
+
+
+def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: str) -> Mapping[str, float]:
+    """Return accuracy on the test split of the unpruned and the final model: the one place where it is read."""
+    known = prepared.ledger.fact(prepared.run, "test")
+    if known is not None and known["model"] == sha256:
+        return {"baseline": known["baseline"], "result": known["result"]}
+    test: ArraySet = prepared.splits.open_test()
+    batches = list(test.batches(EVALUATION_BATCH))
+    judge = bench.base.evaluator.judge
+    facts = {
+        "baseline": judge(prepared.model.module, batches).accuracy,
+        "result": judge(tuned, batches).accuracy,
+        "model": sha256,
+    }
+    prepared.ledger.record(prepared.run, "test", facts)
+    return {"baseline": facts["baseline"], "result": facts["result"]}  # type: ignore[dict-item]
+
+
+# -- outcome --------------------------------------------------------------------------------------------------------
+
+
+class _Seconds:
+    """Wall seconds of each stage, summed over the processes of one run."""
+
+    def __init__(self, ledger: Ledger, run: str) -> None:
+        self._ledger, self._run = ledger, run
+        self._seconds: dict[str, float] = ledger.fact(run, "seconds") or {}
+
+    def of(self, stage: str) -> AbstractContextManager[None]:
+        """Return a context whose time counts for a stage, also if it fails."""
+        stack = ExitStack()
+        stack.callback(partial(self._add, stage, time.monotonic()))
+        return stack  # type: ignore[return-value]
+
+    def _add(self, stage: str, started: float) -> None:
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - started
+        self._ledger.record(self._run, "seconds", self._seconds)
+
+    def total(self) -> dict[str, float]:
+        """Return stage → seconds."""
+        return dict(self._seconds)
+
+
+def _outcome(
+    prepared: Prepared, bench: Bench, baseline: Measurement, winner: Trial, proof: Proof, seconds: Mapping[str, float]
+) -> Outcome:
+    trials = prepared.ledger.trials(prepared.run)
+    result = _result_facts(prepared, proof)
+    return Outcome(
+        model=prepared.model.name,
+        target=prepared.request.target,
+        emulated=proof.timing.emulated,
+        metric=proof.timing.metric,
+        strategy=bench.strategy,
+        seed=bench.seed,
+        baseline=_baseline_facts(prepared, bench, proof),
+        result=result,
+        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy),
+        measurements=2 + sum(each.measurement is not None and not each.cached for each in trials),
+        trials=sum(each.phase == "search" for each in trials),
+        widths=_width_changes(prepared.structure, winner.plan),
+        layer_shares=layer_shares(prepared.structure, baseline),
+        result_layer_shares=layer_shares(prepared.structure, proof.timing),
+        seconds=seconds,
+        versions=versions(),
+        conditions=proof.timing.conditions,
+        run_dir=str(prepared.folder),
+    )
+
+
+def _baseline_facts(prepared: Prepared, bench: Bench, proof: Proof) -> ModelFacts:
+    confidence, quantile = prepared.budget.confidence, prepared.budget.quantile
+    return ModelFacts(
+        accuracy=proof.baseline_accuracy,
+        validation={"baseline": bench.judge.baseline.accuracy},
+        latency_ms=proof.timing.reference_ms(confidence, quantile),
+        ratio=None,
+        parameters=cost.parameters(prepared.graph),
+        macs=cost.macs(prepared.graph),
+        size_bytes=prepared.baseline.path.stat().st_size,
+    )
+
+
+def _result_facts(prepared: Prepared, proof: Proof) -> ModelFacts:
+    confidence, quantile = prepared.budget.confidence, prepared.budget.quantile
+    graph = onnx.load(proof.artifact.path, load_external_data=False)
+    return ModelFacts(
+        accuracy=proof.accuracy,
+        validation=proof.validation,
+        latency_ms=proof.timing.latency_ms(confidence, quantile),
+        ratio=proof.timing.ratio(confidence, quantile),
+        parameters=cost.parameters(graph),
+        macs=cost.macs(graph),
+        size_bytes=proof.artifact.path.stat().st_size,
+    )
+
+
+def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_accuracy: float) -> BudgetVerdict:
+    """Return whether a result keeps every promise of its budget, and which it breaks."""
+    assert result.ratio is not None
+    missed = []
+    if result.ratio.high > limit_ratio:
+        missed.append(f"latency: the interval ends at {result.ratio.high:.4f}x, above {limit_ratio:.4f}x")
+    drop = baseline_accuracy - result.accuracy
+    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop:
+        missed.append(f"accuracy: it fell by {100 * drop:.2f} points, more than {100 * budget.max_accuracy_drop:g}")
+    size_mib = result.size_bytes / 2**20
+    if budget.size_mib is not None and size_mib > budget.size_mib:
+        missed.append(f"size: {size_mib:.2f} MiB, more than {budget.size_mib:g}")
+    return BudgetVerdict(
+        requested=str(budget.latency),
+        limit_ratio=limit_ratio,
+        met=not missed,
+        used=result.ratio.p50 / limit_ratio,
+        missed=tuple(missed),
+    )
+
+
+def _width_changes(structure: Structure, plan: Plan) -> tuple[WidthChange, ...]:
+    return tuple(
+        WidthChange(
+            group=group.name,
+            before=group.width * group.unit_channels,
+            after=len(plan.kept[group.name]) * group.unit_channels,
+        )
+        for group in structure.space.groups
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return package → version of everything that shapes a result."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) -> Outcome:
+    """Write bundle, archive and report, and return the outcome with their places."""
+    from edgeprune.report import render_run
+
+    name = prepared.folder.name.removesuffix(".run")
+    with prepared.progress.stage("write the bundle"):
+        folder = prepared.folder.with_name(name)
+        contents = BundleContents(
+            name=name,
+            model=proof.artifact.path,
+            plan=winner.plan,
+            profile=prepared.profile,
+            budget=prepared.budget,
+            outcome=outcome,
+            measurement=proof.timing,
+            parity_inputs=proof.parity_inputs,
+            parity_outputs=proof.parity_outputs,
+            tolerances=proof.tolerances,
+            parent_sha256=prepared.baseline.sha256,
+            versions=outcome.versions,
+        )
+        write_bundle(folder, contents=contents)
+        archive = pack(folder, folder.with_name(f"{name}.tar"))
+    report = prepared.folder / "report.html"
+    outcome = replace(outcome, bundle=str(folder), archive=str(archive), report=str(report))
+    prepared.ledger.record(prepared.run, "final_measurement", proof.timing.to_json())
+    prepared.ledger.record(prepared.run, "command", prepared.request.command)
+    prepared.ledger.record(prepared.run, "outcome", outcome.to_json())
+    with prepared.progress.stage("write the report"):
+        render_run(prepared.folder)
+    return outcome

@@ -1,0 +1,93 @@
+"""What there is to prune and where it could run: the reading behind `space`, `doctor` and `targets`."""
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.profile import Profile, load_profile, profile_names
+from edgeprune.target import Finding, examine_target
+
+if TYPE_CHECKING:
+    from edgeprune.intake.config import Config
+    from edgeprune.progress import Progress
+
+OLDEST_PYTHON = (3, 11)
+
+
+def describe_space(config: "Config", profile: Profile, progress: "Progress") -> dict[str, Any]:
+    """Return every channel group of a model and everything that stays, as JSON values.
+
+    Raises:
+        UserError: if the model or the data cannot be used.
+        ExportError: if the model cannot be exported.
+    """
+    from edgeprune.deploy import find_structure
+    from edgeprune.export import export
+    from edgeprune.intake.data import load_data
+    from edgeprune.intake.model import load_model
+
+    with progress.stage("load data and model"):
+        splits = load_data(config.data)
+        model = load_model(config.model, input_shape=splits.input_shape)
+    example = splits.calibration.tensor(slice(0, 2))
+    with progress.stage("find channel groups"):
+        structure = find_structure(config, profile, model.module, example, export(model.module, example[:1]))
+    groups = [
+        {
+            "name": group.name,
+            "channels": group.width * group.unit_channels,
+            "choices": [width * group.unit_channels for width in group.choices],
+            "removable": group.removable,
+            "members": [f"{layer} {side}" for layer, side in structure.members[group.name]],
+        }
+        for group in structure.space.groups
+    ]
+    return {"model": model.name, "groups": groups, "unprunable": [asdict(each) for each in structure.unprunable]}
+
+
+def examine(profile: Profile) -> list[dict[str, str]]:
+    """Return what is in order and what is missing, this machine first, then the target."""
+    return [asdict(each) for each in (_python(), _torch(), *examine_target(profile))]
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= OLDEST_PYTHON:
+        return Finding(subject="Python", severity="ok", found=found)
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    return Finding(subject="Python", severity="problem", found=found, mend=f"install Python {wanted} or newer")
+
+
+def _torch() -> Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Finding(subject="PyTorch", severity="ok", found=version("torch"))
+    except PackageNotFoundError:
+        return Finding(subject="PyTorch", severity="problem", found="not installed", mend="pip install torch")
+
+
+def list_targets(config: "Config | None") -> list[dict[str, str]]:
+    """Return every profile, shipped or of the configuration, with its adapter and whether it is reachable now."""
+    configured = sorted(config.targets) if config else []
+    profiles = [load_profile(name) for name in profile_names() if name not in configured]
+    profiles += [config.profile(name) for name in configured] if config else []
+    return [
+        {
+            "name": profile.name,
+            "adapter": profile.adapter,
+            "address": profile.address or "",
+            "reachable": _reachable(profile),
+            "description": profile.description,
+        }
+        for profile in profiles
+    ]
+
+
+def _reachable(profile: Profile) -> str:
+    try:
+        problems = [each for each in examine_target(profile) if each.severity == "problem"]
+    except EdgepruneError as error:
+        return f"no: {error.what}"
+    return f"no: {problems[0].subject}: {problems[0].found}" if problems else "yes"

@@ -1,0 +1,206 @@
+"""Accuracy and entropy of candidates, fast: cut, re-estimate batch norms, fold them, run in the CPU's best format.
+
+A pruned network keeps the batch-norm statistics of the channels it lost; re-estimating them on a few training images
+makes its accuracy before fine-tuning predict its accuracy after it (EagleEye, arXiv 2007.02491).
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from edgeprune import entropy
+from edgeprune.coupling import CONVOLUTIONS
+from edgeprune.cut import cut_module
+from edgeprune.plan import Plan
+from edgeprune.structure import Structure
+from edgeprune.trial import Quality
+
+Batch = tuple[Tensor, Tensor]
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Evaluator:
+    """Judges plans of one model on fixed images.
+
+    Args:
+        module: the unpruned model, eval mode, fp32; left as it is.
+        structure: of that model.
+        graph: its exported graph; says which batch norm follows which convolution.
+        validation: labelled batches, [N, C, H, W] float32 and int64 [N].
+        calibration: training images, [N, C, H, W] float32, for batch-norm statistics.
+        entropy_images: how many calibration images the spatial entropy is taken over; 0: none.
+        dtype: arithmetic of the accuracy pass; None: whichever is faster here, see `fastest_dtype`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        structure: Structure,
+        graph: onnx.ModelProto,
+        *,
+        validation: Sequence[Batch],
+        calibration: Sequence[Tensor],
+        entropy_images: int = 8,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._module, self._structure = module, structure
+        self._pairs = convolution_batch_norms(graph)
+        self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
+        self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
+        self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
+        self._validation = [(x.to(self.dtype, memory_format=_layout(x)), y) for x, y in validation]
+        self._ranges = self._activation_ranges() if self._probe is not None else {}
+
+    def quality(self, plan: Plan) -> Quality:
+        """Return accuracy and entropy of the model cut by a plan, batch norms re-estimated, nothing trained."""
+        return self.judge(self.candidate(plan))
+
+    def candidate(self, plan: Plan) -> nn.Module:
+        """Return the cut model with its batch norms re-estimated, fp32, eval mode."""
+        module = cut_module(self._module, self._structure, plan)
+        if plan != self._structure.space.full():
+            recalibrate(module, self._calibration, self.dtype)
+        return module.eval()
+
+    def judge(self, module: nn.Module, batches: Sequence[Batch] | None = None) -> Quality:
+        """Return accuracy and entropy of a (cut) model, on the validation images or on other labelled batches."""
+        ready = folded(module, self._pairs)
+        entropy_value = self._entropy(ready) if self._probe is not None and batches is None else None
+        ready = ready.to(self.dtype)
+        used = self._validation if batches is None else batches
+        right = images = 0
+        with torch.inference_mode():
+            for x, y in used:
+                right += int((ready(x.to(self.dtype, memory_format=_layout(x))).argmax(1) == y).sum())
+                images += len(y)
+        return Quality(accuracy=right / images, entropy=entropy_value, images=images)
+
+    def _activation_ranges(self) -> dict[str, tuple[float, float]]:
+        ranges = {}
+        for name, maps in self._activations(folded(self._module, self._pairs)):
+            ranges[name] = (float(maps.min()), float(maps.max()))
+        return ranges
+
+    def _entropy(self, module: nn.Module) -> float:
+        means = []
+        for name, maps in self._activations(module):
+            if maps.shape[1] and name in self._ranges:
+                low, high = self._ranges[name]
+                means.append(entropy.kept_mean(entropy.spatial_entropy(maps, low, high)))
+        return entropy.network_entropy(means)
+
+    def _activations(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield layer name → output maps of every convolution that has room for neighbours, [N, C, H, W]."""
+        assert self._probe is not None
+        with recorded(module, lambda layer: isinstance(layer, nn.Conv2d)) as seen, torch.inference_mode():
+            module(self._probe)
+        for name, maps in seen.items():
+            if maps.dim() == 4 and min(maps.shape[2:]) > 1:
+                yield name, maps
+
+
+def convolution_batch_norms(graph: onnx.ModelProto) -> dict[str, str]:
+    """Return batch norm → the convolution whose only reader it is, as module paths."""
+    readers: dict[str, int] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    made_by = {node.output[0]: node for node in graph.graph.node if node.op_type == "Conv"}
+    return {
+        node.input[1].removesuffix(".weight"): made_by[node.input[0]].input[1].removesuffix(".weight")
+        for node in graph.graph.node
+        if node.op_type == "BatchNormalization" and node.input[0] in made_by and readers[node.input[0]] == 1
+    }
+
+
+def folded(module: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
+    """Return a copy in eval mode with each batch norm folded into its convolution, channels last.
+
+    Args:
+        module: a (cut) model; pairs that are no longer a convolution and a batch norm are passed over.
+        pairs: batch norm → convolution, module paths.
+    """
+    result = copy.deepcopy(module).eval()
+    layers = dict(result.named_modules())
+    for norm_name, convolution_name in pairs.items():
+        norm, convolution = layers.get(norm_name), layers.get(convolution_name)
+        if isinstance(norm, BATCH_NORMS) and isinstance(convolution, CONVOLUTIONS) and norm.running_mean is not None:
+            convolution.weight, convolution.bias = _fused(convolution, norm)
+            result.set_submodule(norm_name, nn.Identity())
+    return cast(nn.Module, result.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def _fused(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    assert isinstance(convolution, CONVOLUTIONS)
+    assert isinstance(norm, BATCH_NORMS)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def recalibrate(module: nn.Module, images: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
+    """Re-estimate the running statistics of a model's batch norms in place: plain averages over the images."""
+    norms = [each for each in module.modules() if isinstance(each, BATCH_NORMS) and each.track_running_stats]
+    if not norms or not images:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    module.eval()
+    for norm in norms:
+        norm.train()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for batch in images:
+            module(batch)
+    for norm in norms:
+        norm.momentum = 0.1
+    module.eval()
+
+
+@contextmanager
+def recorded(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the layers that are `wanted` during the block: name → last output."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _layer, _inputs, output: seen.__setitem__(name, output)
+
+    handles = [each.register_forward_hook(hook(name)) for name, each in module.named_modules() if wanted(each)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fastest_dtype(make: Callable[[], nn.Module], images: Tensor, rounds: int = 2) -> torch.dtype:
+    """Return bfloat16 where this CPU runs the model faster in it than in float32, timed once on a few images."""
+    best, seconds = torch.float32, float("inf")
+    for dtype in (torch.float32, torch.bfloat16):
+        module = make().to(dtype)
+        x = images[:64].to(dtype, memory_format=_layout(images))
+        with torch.inference_mode():
+            module(x)
+            took = min(_seconds(lambda m=module, x=x: m(x)) for _ in range(rounds))  # type: ignore[misc]
+        if took < seconds:
+            best, seconds = dtype, took
+    return best
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    return torch.channels_last if images.dim() == 4 else torch.contiguous_format
