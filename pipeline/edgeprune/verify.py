@@ -1,0 +1,330 @@
+"""Whether a bundle is whole, answers as recorded and still keeps its promise.
+
+bytes     every file hashed, none missing, none extra, no way out     ┐
+model     stands alone; inputs and outputs are the manifest's         │ or BundleError: nothing of it is run
+samples   the claimed intervals are those of the raw samples          │
+profile   it was measured with the profile that is asked about        │
+runner    runner.py is one that we know                               ┘
+parity    on the target, the recorded inputs give the recorded answers
+selftest  so says runner.py as well, in a process of its own
+latency   measured again, the budget is not out of reach
+machine   it is the machine the promise was measured on
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune import __version__
+from edgeprune.artifact import Artifact
+from edgeprune.budget import Budget
+from edgeprune.bundle import Bundle, open_bundle
+from edgeprune.canonical import file_sha256
+from edgeprune.errors import BudgetMissed, BundleError, ConfigError, EdgepruneError, ParityFailed, ResultError
+from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, profile_of
+from edgeprune.measurement import Measurement, Sampling
+from edgeprune.pack import derived, shipped_runner
+from edgeprune.parity_vectors import worst_excess
+from edgeprune.profile import Profile
+from edgeprune.signature import input_specs, read_signature
+from edgeprune.statistics import Interval
+from edgeprune.target import Target
+
+ABSOLUTE_SLACK = 0.25
+"""Share by which an absolute latency may be longer than claimed: machines drift by more than results differ."""
+
+RUNNER_LIMIT_S = 300.0
+
+_MACHINE = "cpu_model"
+_RUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at, whether it holds, and what was found, in one sentence."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the check as JSON values."""
+        return {"name": self.name, "ok": self.ok, "detail": self.detail}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """Everything that was looked at, in order, and what was not.
+
+    Attributes:
+        skipped: what was not looked at and why, one sentence each.
+    """
+
+    name: str
+    checks: tuple[Check, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Return whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def require(self) -> "VerifyReport":
+        """Return self if every check holds.
+
+        Raises:
+            ParityFailed: if the first that fails is about answers.
+            BudgetMissed: if it is about latency.
+        """
+        for check in self.checks:
+            if not check.ok:
+                raise _GATES.get(check.name, BudgetMissed)(f"{self.name}: {check.name}", why=check.detail)
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report as JSON values."""
+        checks = [check.to_json() for check in self.checks]
+        return {"bundle": self.name, "ok": self.ok, "checks": checks, "skipped": list(self.skipped)}
+
+
+_GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed}
+
+
+def verify(
+    path: Path,
+    *,
+    profile: Profile,
+    target: Target | None = None,
+    baseline: Path | None = None,
+    remeasure: bool = True,
+    trust_runner: bool = False,
+) -> VerifyReport:
+    """Return what holds of the bundle at `path`.
+
+    Args:
+        path: a bundle's folder or archive.
+        profile: the profile that the bundle must have been measured with.
+        target: the open device of that profile; None: nothing is run on it.
+        baseline: the unpruned ONNX, ``baseline.onnx`` of the run; without it only absolute latency can be compared.
+        remeasure: measure again, if there is a target.
+        trust_runner: run the bundle's runner.py even if this edgeprune does not know it. It can do anything you can.
+
+    Raises:
+        BundleError: if the bundle is not whole, contradicts itself, is of another profile, or has an unknown runner.
+        ConfigError: if there is nothing at `path`, or `baseline` is not the bundle's parent.
+        CompileError, LabError: from the target.
+    """
+    with open_bundle(path) as bundle:
+        checks = [_bytes(bundle), _model(bundle), _samples(bundle), _profile(bundle, profile)]
+        checks.append(_runner(bundle, trust_runner))
+        reference = _reference(bundle, baseline)
+        skipped = ["accuracy: the bundle holds no test data"]
+        if target is None:
+            skipped.append("parity on the target, latency, machine: no target is open")
+        else:
+            checks.append(_parity(bundle, target))
+        checks.append(_selftest(bundle))
+        if target is not None and remeasure:
+            seen = _measured(bundle, target, reference)
+            checks += [_latency(bundle, seen, reference), *_machine(bundle.manifest.measurement, seen)]
+        elif target is not None:
+            skipped.append("latency, machine: not measured again, as asked")
+        return VerifyReport(name=bundle.manifest.name, checks=tuple(checks), skipped=tuple(skipped))
+
+
+def _bytes(bundle: Bundle) -> Check:
+    size = sum(each.size for each in bundle.manifest.files)
+    return Check(
+        name="bytes", ok=True, detail=f"{len(bundle.manifest.files) + 1} files, {size} bytes beside the manifest"
+    )
+
+
+def _model(bundle: Bundle) -> Check:
+    signature = bundle.signature()
+    if signature != bundle.manifest.signature:
+        raise BundleError(
+            "the model is not the one the manifest describes", why=f"its inputs and outputs are {signature}"
+        )
+    bundle.parity_inputs()
+    bundle.parity_outputs()
+    shapes = ", ".join(f"{each.name} {list(each.shape)}" for each in (*signature.inputs, *signature.outputs))
+    return Check(name="model", ok=True, detail=f"stands alone; {shapes}")
+
+
+def _samples(bundle: Bundle) -> Check:
+    """Derive the claim again from the raw samples."""
+    claimed, seen = bundle.manifest.measurement, bundle.measurement()
+    try:
+        again = derived(seen, budget_of(bundle))
+    except (ValueError, TypeError, ZeroDivisionError, IndexError, OverflowError) as error:
+        raise BundleError(f"{MEASUREMENT} holds no usable samples", why=str(error)[:200]) from error
+    author = bundle.manifest.versions.get("edgeprune", "?")
+    differs = next((name for name, value in again.items() if not _same(value, claimed.model_dump()[name])), None)
+    if differs and author == __version__:
+        claim = claimed.model_dump()[differs]
+        raise BundleError(f"{MANIFEST} claims {differs} {claim}", why=f"the samples give {again[differs]}")
+    if (seen.profile_digest, seen.emulated) != (bundle.manifest.profile_digest, claimed.emulated):
+        raise BundleError(f"{MEASUREMENT} was taken with another profile than the manifest names")
+    detail = f"ratio {claimed.ratio}, {claimed.latency_ms} ms from {claimed.calls} calls in {claimed.sessions} sessions"
+    detail += ", emulated" if claimed.emulated else ""
+    if not differs:
+        return Check(name="samples", ok=True, detail=detail)
+    now = Interval(**again["ratio"])  # statistics may change between versions, but not by more than they promise
+    detail += f", as edgeprune {author} saw it; today's statistics give a ratio of {_shown(now)}"
+    return Check(name="samples", ok=claimed.ratio.low <= now.p50 <= claimed.ratio.high, detail=detail)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return all(math.isclose(one[key], other[key], rel_tol=1e-6) for key in one)
+    return bool(one == other)
+
+
+def budget_of(bundle: Bundle) -> Budget:
+    """Return the budget the bundle was made for.
+
+    Raises:
+        BundleError: if it contradicts itself.
+    """
+    fields = ("latency", "quantile", "confidence", "max_accuracy_drop", "size_mib")
+    facts = bundle.manifest.budget.model_dump()
+    try:
+        return Budget.from_json({name: facts[name] for name in fields})
+    except EdgepruneError as error:
+        raise BundleError(f"{MANIFEST}: the budget cannot be read", why=str(error)) from error
+
+
+def _profile(bundle: Bundle, profile: Profile) -> Check:
+    if profile.digest != bundle.manifest.profile_digest:
+        theirs, ours = profile_of(bundle.manifest).to_json(), profile.to_json()
+        differ = [key for key in ours if key not in ("address", "description") and ours[key] != theirs[key]]
+        raise BundleError(
+            f"the bundle was made for another profile than {profile.name!r}",
+            why="; ".join(f"{key} was {theirs[key]!r} and is {ours[key]!r}" for key in differ),
+            next_step=f"verify it with the profile it was made for, {bundle.manifest.profile['name']!r}",
+        )
+    return Check(name="profile", ok=True, detail=f"{profile.name}, digest {profile.digest[:12]}")
+
+
+def _runner(bundle: Bundle, trusted: bool) -> Check:
+    """Refuse to run code that came with the bundle unless it is ours: the digests do not say who made it."""
+    known = bundle.runner.read_bytes() == shipped_runner()
+    if not (known or trusted):
+        raise BundleError(
+            f"{RUNNER} is not the one this edgeprune puts into bundles, so it was not run",
+            why=f"the bundle says it was written by edgeprune {bundle.manifest.versions.get('edgeprune', '?')}",
+            next_step="verify it with that version, or pass --trust-runner if you trust where the bundle came from",
+        )
+    return Check(name="runner", ok=True, detail="as shipped" if known else "unknown, and trusted because you said so")
+
+
+def _parity(bundle: Bundle, target: Target) -> Check:
+    engine = target.compile(bundle.model)
+    pairs = zip(bundle.parity_inputs(), bundle.parity_outputs(), strict=True)
+    worst = max(worst_excess(target.run(engine, given), wanted, bundle.manifest.parity) for given, wanted in pairs)
+    count = bundle.manifest.parity.samples
+    detail = f"{count} recorded samples, worst at {worst:.3g} of what is tolerated, on {target.profile.name}"
+    return Check(name="parity", ok=worst <= 1, detail=detail)
+
+
+def _selftest(bundle: Bundle) -> Check:
+    """Run the bundle's own runner as a stranger would: its own process, no environment, no user packages."""
+    kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    command = [sys.executable, "-I", "-B", str(bundle.runner.absolute()), "--selftest", "--json"]
+    try:
+        done = subprocess.run(
+            command, env=kept, capture_output=True, check=False, timeout=RUNNER_LIMIT_S, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name="selftest", ok=False, detail=f"{RUNNER} did not end within {RUNNER_LIMIT_S:g} s")
+    said = _said(done.stdout) or f"exit code {done.returncode}, {done.stderr.decode(errors='replace')[-500:]!r}"
+    if done.returncode == BundleError.exit_code:
+        raise BundleError(f"{RUNNER} refuses the bundle", why=said)
+    return Check(name="selftest", ok=done.returncode == 0, detail=said)
+
+
+def _said(output: bytes) -> str:
+    """Return the runner's report as one sentence, empty if it made none."""
+    try:
+        report = json.loads(output)
+        if report["status"]:
+            return str(report["diagnostics"][0]).strip()
+        data = report["data"]
+        return (
+            f"{data['files']} files, {data['samples']} samples, worst at {data['worst_of_tolerance']:.3g} of tolerance"
+        )
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+
+
+def _reference(bundle: Bundle, baseline: Path | None) -> Artifact | None:
+    """Return the unpruned model that ratios are taken to."""
+    if baseline is None:
+        return None
+    if not baseline.is_file():
+        raise ConfigError(f"there is no baseline at {baseline}", next_step="give baseline.onnx of the run's folder")
+    if file_sha256(baseline) != bundle.manifest.parent_sha256:
+        raise ConfigError(
+            f"{baseline.name} is not the model that {bundle.manifest.name} was pruned from",
+            why=f"its SHA-256 is not {bundle.manifest.parent_sha256[:12]}...",
+            next_step="give baseline.onnx of the run that made the bundle",
+        )
+    signature = read_signature(baseline.read_bytes(), baseline.name)
+    return Artifact.of(baseline, kind="onnx", inputs=input_specs(signature))
+
+
+def _measured(bundle: Bundle, target: Target, reference: Artifact | None) -> Measurement:
+    """Time the model against the unpruned one, or against itself where there is none."""
+    budget, engine = budget_of(bundle), target.compile(bundle.model)
+    ratio = budget.latency.unit == "x" and reference is not None
+    sampling = Sampling(
+        reference=target.compile(reference) if reference else engine,
+        threshold=budget.latency.value if ratio else None,
+        confidence=budget.confidence,
+    )
+    return target.measure(engine, sampling)
+
+
+def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> Check:
+    """Compare with the budget; it is out of reach only if the whole interval is."""
+    budget, claimed = budget_of(bundle), bundle.manifest.measurement
+    now_ms = seen.latency_ms(budget.confidence, budget.quantile)
+    absolute = f"{_shown(now_ms)} ms now, {claimed.latency_ms} ms claimed"
+    if budget.latency.unit == "ms":
+        ok, found = now_ms.low <= budget.latency.value, f"{absolute}, limit {budget.latency}"
+    elif reference is not None:
+        now = seen.ratio(budget.confidence, budget.quantile)
+        ok = now.low <= budget.latency.value
+        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed, limit {budget.latency}; {absolute}"
+    else:
+        ok = now_ms.low <= claimed.latency_ms.high * (1 + ABSOLUTE_SLACK)
+        found = (
+            f"{absolute}, {ABSOLUTE_SLACK:.0%} slack: weak, because machine speed drifts; --baseline gives the ratio"
+        )
+    if not bundle.manifest.budget.met:
+        ok, found = False, f"{found}; the manifest itself says the budget was missed"
+    return Check(name="latency", ok=ok, detail="; ".join([found, *seen.flags]))
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.p50:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def _machine(claimed: Proof, seen: Measurement) -> list[Check]:
+    """Compare the machines, where the target tells which one it is."""
+    then, now = claimed.conditions.get(_MACHINE), seen.conditions.get(_MACHINE)
+    if then is None or now is None:
+        return []
+    if then != now:
+        return [
+            Check(name="machine", ok=False, detail=f"the latency was proven on another machine: {then}; this is {now}")
+        ]
+    runtimes = claimed.conditions.get(_RUNTIME), seen.conditions.get(_RUNTIME)
+    changed = "" if runtimes[0] == runtimes[1] else f", but onnxruntime was {runtimes[0]} and is {runtimes[1]}"
+    return [Check(name="machine", ok=True, detail=f"{now}{changed}")]
