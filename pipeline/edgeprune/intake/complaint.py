@@ -1,0 +1,62 @@
+"""Turn what pydantic found into one `ConfigError` that names every setting, what was given and what is wanted."""
+
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from edgeprune.errors import ConfigError
+
+Location = tuple[int | str, ...]
+
+
+def config_error(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
+    """Return the error for a configuration read from `source` that does not fit `root`."""
+    lines = [_line(each, root) for each in error.errors(include_url=False)]
+    count = f"{len(lines)} settings" if len(lines) > 1 else "a setting"
+    return ConfigError(
+        f"{source}: {count} cannot be used",
+        why="\n  ".join(["", *lines]) if len(lines) > 1 else lines[0],
+        next_step="mend what is named and run the same command again",
+    )
+
+
+def _line(each: ErrorDetails, root: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in each["loc"]) or "the file"
+    if each["type"] == "extra_forbidden":
+        return f"{path} is unknown; {_suggestion(each['loc'], root)}"
+    if each["type"] == "missing":
+        return f"{path} is missing"
+    wanted = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if isinstance(each["input"], dict):
+        return f"{path} {wanted}"
+    return f"{path} is {each['input']!r}, {wanted}"
+
+
+def _suggestion(location: Location, root: type[BaseModel]) -> str:
+    *above, key = (str(part) for part in location)
+    section = _section(root, above)
+    known = list(section.model_fields) if section else []
+    if near := get_close_matches(key, known, n=1):
+        return f"did you mean {'.'.join([*above, near[0]])}?"
+    homes = [name for name in root.model_fields if key in _keys(root, name)]
+    return f"it belongs in [{homes[0]}]" if homes else f"known are {', '.join(known)}"
+
+
+def _keys(root: type[BaseModel], name: str) -> list[str]:
+    section = _section(root, [name])
+    return list(section.model_fields) if section else []
+
+
+def _section(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """Return the model that describes the table at `path`, going through the names of a table of tables."""
+    kind: Any = root
+    for part in path:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+            kind = kind.model_fields[part].annotation
+        else:
+            return None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

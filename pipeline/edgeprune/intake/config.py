@@ -1,0 +1,458 @@
+"""What a run is asked to do: ``edgeprune.toml``, flags on top of it, defaults under it.
+
+    [model]                                  [data]
+    factory = "model:fashion_net"            arrays = "fashion.npz"
+    weights = "fashion.safetensors"          mean = [0.286]
+                                             std = [0.353]
+    [budget]
+    latency = "0.5x"
+
+Relative paths are relative to the file; those given as flags, to the current folder.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from edgeprune.budget import Budget, Latency
+from edgeprune.canonical import digest, file_sha256
+from edgeprune.errors import BudgetError, ConfigError
+from edgeprune.intake.complaint import config_error
+from edgeprune.intake.factory import Factory
+from edgeprune.profile import Profile, load_profile
+from edgeprune.reward import RewardWeights
+
+PATHS = ("model.weights", "model.program", "data.arrays", "data.folder")
+"""Settings that are paths."""
+
+
+def _folder(info: ValidationInfo) -> Path:
+    context = info.context or {}
+    return Path(context.get("folder", Path.cwd()))
+
+
+def _factory(value: object, info: ValidationInfo) -> object:
+    return Factory.parse(value, _folder(info)) if isinstance(value, str) else value
+
+
+def _resolved(value: object, info: ValidationInfo) -> object:
+    return _folder(info) / Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+def _not_a_claim(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _listed(value: object) -> object:
+    return [each.strip() for each in value.split(",")] if isinstance(value, str) else value
+
+
+def _count_or_share(value: float) -> float:
+    if value <= 0 or (value >= 1 and not value.is_integer()):
+        raise ValueError("should be a share between 0 and 1 or a whole number of images")
+    return value
+
+
+FactoryName = Annotated[InstanceOf[Factory], BeforeValidator(_factory)]
+FilePath = Annotated[Path, BeforeValidator(_resolved)]
+Number = Annotated[float, BeforeValidator(_not_a_claim), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_not_a_claim)]
+Count = Annotated[int, BeforeValidator(_not_a_claim), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_not_a_claim), Field(ge=0, lt=2**31)]
+Positive = Annotated[float, BeforeValidator(_not_a_claim), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_not_a_claim), Field(gt=0, lt=1)]
+CountOrShare = Annotated[float, BeforeValidator(_not_a_claim), AfterValidator(_count_or_share)]
+Integers = Annotated[tuple[Integer, ...], BeforeValidator(_listed)]
+Numbers = Annotated[tuple[Number, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which model; exactly one of `factory`, `program` and `name`.
+
+    Attributes:
+        factory: ``package.module:function`` that returns an `nn.Module`.
+        kwargs: keyword arguments of the factory, or of timm's or torchvision's constructor.
+        weights: a state dict, ``.safetensors`` or written by `torch.save`; None: as the factory returns it.
+        program: a ``.pt2`` file written by `torch.export.save`.
+        name: ``timm:resnet18`` or ``torchvision:mobilenet_v2``; pretrained there unless `weights` are given.
+        input_shape: of one call, batch 1: 1 x C x H x W; None: the data says.
+    """
+
+    factory: FactoryName | None = None
+    kwargs: dict[str, Any] = {}
+    weights: FilePath | None = None
+    program: FilePath | None = None
+    name: Annotated[str, Field(pattern=r"^(timm|torchvision):[\w.\-/]+$")] | None = None
+    input_shape: Integers | None = None
+
+    @field_validator("input_shape")
+    @classmethod
+    def _is_one_image(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if shape is not None and (len(shape) != 4 or shape[0] != 1 or min(shape) < 1):
+            raise ValueError("should be 1 x channels x height x width, for example [1, 3, 224, 224]")
+        return shape
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "ModelConfig":
+        _exactly_one(self, "factory", "program", "name")
+        if self.program and (self.weights or self.kwargs):
+            raise ValueError("has a program, which holds its own weights; remove weights and kwargs")
+        return self
+
+    def __str__(self) -> str:
+        return self.name or (self.program.name if self.program else str(self.factory))
+
+
+class DataConfig(Section):
+    """Which images; exactly one of `factory`, `arrays` and `folder`.
+
+    Attributes:
+        factory: ``package.module:function`` that returns (images, labels), a map-style data set, or a mapping of
+            "train", "validation" and "test" to either.
+        kwargs: keyword arguments of the factory.
+        arrays: an ``.npz`` with images and labels, or train_images, train_labels, test_images, ...
+        folder: one folder of images for each class, or train/, validation/ and test/ of such folders.
+        mean, std: of each channel, for pixels scaled to [0, 1]; needed where pixels are bytes.
+        image_size: of a folder's images: short side scaled to `resize`, then the centre square of this many pixels.
+        resize: pixels of the short side before the centre is cut out; None: `image_size`.
+        grayscale: read a folder's images with one channel.
+        validation: share or number of training images set aside for the search; a share sets aside at most 5,000.
+        test: share or number of images set aside for the last evaluation when the data has no test set of its own.
+        calibration: number of training images for batch-norm statistics, importance and entropy.
+        limit: at most so many images of each set; None: all.
+        seed: of every random choice of images.
+    """
+
+    factory: FactoryName | None = None
+    kwargs: dict[str, Any] = {}
+    arrays: FilePath | None = None
+    folder: FilePath | None = None
+    mean: Numbers | None = None
+    std: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] | None = None
+    image_size: Count | None = None
+    resize: Count | None = None
+    grayscale: bool = False
+    validation: CountOrShare = 0.1
+    test: CountOrShare = 0.2
+    calibration: Count = 512
+    limit: Count | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        _exactly_one(self, "factory", "arrays", "folder")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("needs mean and std together")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"has {len(self.mean)} means and {len(self.std)} stds; one of each for a channel is wanted"
+            )
+        if self.resize and self.image_size and self.resize < self.image_size:
+            raise ValueError(f"has resize {self.resize} below image_size {self.image_size}")
+        return self
+
+    def __str__(self) -> str:
+        path = self.arrays or self.folder
+        return path.name if path else str(self.factory)
+
+
+class BudgetConfig(Section):
+    """The promise; see `edgeprune.budget.Budget`."""
+
+    latency: str = "0.5x"
+    quantile: Share = 0.5
+    confidence: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0.5, lt=1)] = 0.95
+    max_accuracy_drop: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, le=1)] | None = None
+    size_mib: Positive | None = None
+
+    @field_validator("latency")
+    @classmethod
+    def _is_a_latency(cls, text: str) -> str:
+        try:
+            Latency.parse(text)
+        except BudgetError as error:
+            raise ValueError(error.next_step) from error
+        return text
+
+    def to_budget(self) -> Budget:
+        """Return the budget as the noun the pipeline passes on."""
+        return Budget(**self.model_dump(exclude={"latency"}), latency=Latency.parse(self.latency))
+
+
+class RewardConfig(Section):
+    """Weights of the reward's terms; see `edgeprune.reward.RewardWeights`."""
+
+    accuracy: NotNegative = RewardWeights.accuracy
+    overrun: NotNegative = RewardWeights.overrun
+    entropy: NotNegative = RewardWeights.entropy
+    speed: NotNegative = RewardWeights.speed
+
+    def to_weights(self) -> RewardWeights:
+        """Return the weights as the noun the reward takes."""
+        return RewardWeights(**self.model_dump())
+
+
+class SearchConfig(Section):
+    """How to look for a plan.
+
+    Attributes:
+        strategy: the searcher.
+        trials: candidates to measure.
+        seed: of every random choice of the searcher.
+        time_limit_s: seconds after which the best plan so far is taken; None: all trials.
+        validation_images: number of validation images a candidate is judged on; None: all.
+    """
+
+    strategy: Literal["ddpg", "sac", "uniform", "random"] = "ddpg"
+    trials: Count = 100
+    seed: Seed = 0
+    time_limit_s: Positive | None = None
+    validation_images: Count | None = None
+    reward: RewardConfig = RewardConfig()
+
+
+class SpaceConfig(Section):
+    """What may be cut.
+
+    Attributes:
+        exclude: names or globs of layers that must stay whole, for example "stages.stage1.*".
+        minimum_ratio: the smallest share of a channel group that a plan may keep.
+        channel_multiple: kept channels are multiples of it; None: as the target's profile says.
+    """
+
+    exclude: Names = ()
+    minimum_ratio: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, le=1)] = 0.1
+    channel_multiple: Count | None = None
+
+
+class FinetuneConfig(Section):
+    """How the winner is trained further; the defaults are measured, see `edgeprune.finetune`.
+
+    Attributes:
+        epochs: passes over the training images, a fraction is allowed; 0: do not fine-tune.
+        steps: optimiser steps instead of epochs.
+        learning_rate: peak of the cosine schedule.
+        distill: weight of the unpruned model's answers in the loss, 0: labels only, 1: answers only.
+        temperature: of the softmax in the distillation.
+        precision: "auto" times three steps of each kind and takes the faster.
+        augment: "flip" mirrors images left to right, "flip-crop" shifts them as well.
+        seed: of the order of images and of the augmentation.
+        checkpoint_s: seconds between checkpoints.
+    """
+
+    epochs: NotNegative | None = None
+    steps: Annotated[int, BeforeValidator(_not_a_claim), Field(ge=0)] | None = None
+    learning_rate: Positive = 0.02
+    batch_size: Count = 128
+    weight_decay: NotNegative = 5e-4
+    momentum: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, lt=1)] = 0.9
+    distill: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, le=1)] = 0.7
+    temperature: Positive = 2.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    augment: Literal["none", "flip", "flip-crop"] = "flip"
+    seed: Seed = 0
+    checkpoint_s: Positive = 30.0
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> "FinetuneConfig":
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("has epochs and steps; keep one of them")
+        return self
+
+    def total_steps(self, images: int) -> int:
+        """Return how many optimiser steps to take on a training set of so many images; 3 epochs if nothing is said.
+
+        An epoch leaves out the last, incomplete batch.
+        """
+        if self.steps is not None:
+            return self.steps
+        epochs = 3.0 if self.epochs is None else self.epochs
+        return math.ceil(epochs * max(1, images // self.batch_size))
+
+
+class MeasureConfig(Section):
+    """How long to time; see `edgeprune.measurement.Sampling`.
+
+    Attributes:
+        sessions_min, sessions_max: fresh runtime sessions of one candidate.
+        session_ms: milliseconds of sampling in one session.
+        final_sessions: fresh sessions of the winner's re-measurement.
+    """
+
+    sessions_min: Count = 2
+    sessions_max: Count = 6
+    session_ms: Positive = 500.0
+    final_sessions: Count = 8
+
+    @model_validator(mode="after")
+    def _ascends(self) -> "MeasureConfig":
+        if self.sessions_min > self.sessions_max:
+            raise ValueError(f"has sessions_min {self.sessions_min} above sessions_max {self.sessions_max}")
+        return self
+
+
+class TargetConfig(Section):
+    """One device: a profile and what differs from it; see `edgeprune.profile.Profile`.
+
+    Attributes:
+        profile: a shipped profile or the path of a TOML file; None: the shipped profile of the table's name.
+    """
+
+    profile: str | None = None
+    adapter: str | None = None
+    address: str | None = None
+    arch: str | None = None
+    precision: str | None = None
+    channel_multiple: Count | None = None
+    memory_mib: Count | None = None
+    power_mode: str | None = None
+    cooldown_c: Number | None = None
+    options: dict[str, Any] = {}
+    description: str | None = None
+
+
+class Config(Section):
+    """Everything a run is asked to do."""
+
+    model: ModelConfig
+    data: DataConfig
+    budget: BudgetConfig = BudgetConfig()
+    search: SearchConfig = SearchConfig()
+    space: SpaceConfig = SpaceConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    measure: MeasureConfig = MeasureConfig()
+    targets: dict[str, TargetConfig] = {}
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember the folder that relative paths start from."""
+        if context:
+            self._folder = Path(context["folder"])
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the file, or the current folder at the time when there is no file."""
+        return self._folder
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of every setting that changes a result; see `digest_of`."""
+        return self.digest_of("model", "data", "budget", "search", "space", "finetune", "measure")
+
+    def digest_of(self, *sections: str) -> str:
+        """Return the SHA-256 of some sections, files by their content and wherever they lie.
+
+        A folder of images counts by its name and a factory by its name: their content has digests of its own,
+        `Splits.digest` and `LoadedModel.digest`. So has the target, `Profile.digest`.
+        """
+        return digest({name: _facts(getattr(self, name)) for name in sections})
+
+    def profile(self, name: str) -> Profile:
+        """Return the profile of target `name` with the overrides of its table.
+
+        Raises:
+            ProfileError: if it is unknown or malformed.
+        """
+        settings = self.targets.get(name, TargetConfig())
+        source = settings.profile or name
+        if source.endswith(".toml"):
+            source = str(self.folder / source)
+        overrides = settings.model_dump(exclude_unset=True, exclude={"profile"}) | {"name": Path(name).stem}
+        if self.space.channel_multiple is not None:
+            overrides["channel_multiple"] = self.space.channel_multiple
+        return load_profile(source, overrides)
+
+
+def load_config(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
+    """Return the configuration in the file at `path`, if one is given, under `overrides`.
+
+    Args:
+        path: of a TOML file.
+        overrides: dotted name → value, for example {"budget.latency": "8ms"}; text is read as the setting wants it,
+            None is passed over.
+
+    Raises:
+        ConfigError: naming every setting that is missing, unknown or out of range.
+    """
+    tree = _read(path) if path else {}
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            _put(tree, name, value)
+    folder = (path.parent if path else Path.cwd()).resolve()
+    try:
+        return Config.model_validate(tree, context={"folder": folder})
+    except ValidationError as error:
+        raise config_error(error, Config, path.name if path else "the command line") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}",
+            why=error.strerror or str(error),
+            next_step="give the path of an edgeprune.toml, or name model and data with flags",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML", why=str(error), next_step="mend the line it names") from error
+
+
+def _put(tree: dict[str, Any], name: str, value: object) -> None:
+    """Set the dotted `name` in nested tables."""
+    *above, key = name.split(".")
+    for part in above:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"cannot set {name}", why=f"{part} is not a table in the file")
+    if name in PATHS and isinstance(value, str | Path):
+        value = str(Path.cwd() / Path(value).expanduser())
+    tree[key] = value
+
+
+def _exactly_one(section: Section, *names: str) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        found = "and ".join(f"{name} " for name in given) if given else "none "
+        raise ValueError(f"needs exactly one of {', '.join(names)}; {found}given")
+
+
+def _facts(value: object) -> object:
+    if isinstance(value, Section):
+        return {name: _facts(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {str(key): _facts(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_facts(each) for each in value]
+    if isinstance(value, Path):
+        return file_sha256(value) if value.is_file() else value.name
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)

@@ -1,0 +1,184 @@
+"""From what the user named to a module that is known to work: evaluated once, finite, one logit for each class."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.canonical import digest
+from edgeprune.errors import ModelError
+from edgeprune.intake.program import Program, read_program
+from edgeprune.intake.rebuild import rebuild
+from edgeprune.intake.weights import check_finite, fill, read_state, state_sha256
+
+if TYPE_CHECKING:
+    from edgeprune.intake.config import ModelConfig
+
+TOLERANCE = 1e-3
+"""Largest difference, relative to the largest logit, between an image alone and the same image in a batch of two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model that is ready to be pruned.
+
+    Attributes:
+        module: in eval mode, float32, on the CPU.
+        name: as the user named it.
+        input_shape: of one call, 1 x C x H x W.
+        classes: logits for each image.
+        digest: SHA-256 of names, shapes and values of the weights and of the printed structure.
+        notes: what had to be done to the weights, one sentence each.
+    """
+
+    module: nn.Module
+    name: str
+    input_shape: tuple[int, int, int, int]
+    classes: int
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def load_model(settings: "ModelConfig", *, input_shape: tuple[int, ...] | None = None) -> LoadedModel:
+    """Return the model that the settings name.
+
+    Args:
+        input_shape: of the data, for settings that do not say; 1 x C x H x W.
+
+    Raises:
+        ModelError: if it cannot be built, its weights do not fit or are not finite, or it does not map an image of
+            the input shape to finite logits, one row for each image.
+    """
+    module, shape, notes = _built(settings)
+    chosen = settings.input_shape or input_shape or shape
+    if chosen is None:
+        raise ModelError(
+            f"the input shape of {settings} is unknown", next_step="set model.input_shape = [1, 3, 224, 224]"
+        )
+    module = module.to(device="cpu", dtype=torch.float32).eval()
+    check_finite(module, settings.weights.name if settings.weights else str(settings))
+    name = str(settings)
+    return LoadedModel(
+        module=module,
+        name=name,
+        input_shape=cast(tuple[int, int, int, int], tuple(chosen)),
+        classes=_check_forward(module, tuple(chosen), name),
+        digest=digest({"structure": str(module), "weights": state_sha256(module.state_dict())}),
+        notes=notes,
+    )
+
+
+def _built(settings: "ModelConfig") -> tuple[nn.Module, tuple[int, ...] | None, tuple[str, ...]]:
+    """Return the module, the input shape if it says, and notes."""
+    if settings.program is not None:
+        program = read_program(settings.program)
+        return rebuild(program), _input_shape(program), ()
+    if settings.name is not None:
+        module = _from_hub(settings.name, settings.kwargs, pretrained=settings.weights is None)
+    else:
+        assert settings.factory is not None
+        module = _module(settings.factory.call(settings.kwargs, ModelError), str(settings.factory))
+    if settings.weights is None:
+        return module, None, ()
+    return module, None, fill(module, read_state(settings.weights), settings.weights.name)
+
+
+def _module(made: object, source: str) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise ModelError(
+            f"factory {source!r} returned a {type(made).__name__}",
+            why="a torch.nn.Module is wanted",
+            next_step="return the model itself"
+            if made is not None
+            else "check that the function has a return statement",
+        )
+    return made
+
+
+def _input_shape(program: Program) -> tuple[int, ...] | None:
+    _, *rest = program.shapes[program.input]
+    return (1, *(each for each in rest if each)) if len(rest) == 3 and all(rest) else None
+
+
+def _from_hub(name: str, kwargs: Mapping[str, object], *, pretrained: bool) -> nn.Module:
+    library, _, model = name.partition(":")
+    hub = _imported(library, name)
+    try:
+        if library == "timm":
+            made = hub.create_model(model, **{"pretrained": pretrained, **kwargs})
+        else:
+            made = hub.models.get_model(model, **{"weights": "DEFAULT" if pretrained else None, **kwargs})
+    except Exception as error:  # the hubs raise whatever their downloads and constructors raise
+        raise ModelError(
+            f"{library} cannot make {model!r}",
+            why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            next_step=f"check the name in {library}'s list of models; give weights where there is no network",
+        ) from error
+    return _module(made, name)
+
+
+def _imported(library: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module("timm" if library == "timm" else "torchvision")
+    except ImportError as error:
+        raise ModelError(
+            f"{name!r} needs {library}", why=str(error), next_step=f"python -m pip install {library}"
+        ) from error
+    except RuntimeError as error:  # a torchvision that was built for another torch
+        raise ModelError(
+            f"{library} does not work with torch {torch.__version__}",
+            why=str(error).splitlines()[0],
+            next_step=f"python -m pip install --upgrade {library}, the version that belongs to this torch",
+        ) from error
+
+
+def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
+    """Return the number of classes after trying one image and two."""
+    pair = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    alone, together = _forward(module, pair[:1], name), _forward(module, pair, name)
+    if alone.dim() != 2 or alone.shape[0] != 1 or alone.shape[1] < 2:
+        raise ModelError(
+            f"{name} maps {_times(shape)} to {_times(tuple(alone.shape))}",
+            why="logits of shape images x classes are wanted, with two classes or more",
+            next_step="wrap the model so that it returns the logits of a classifier",
+        )
+    if not bool(torch.isfinite(together).all()):
+        raise ModelError(f"{name} returns NaN or infinity for ordinary noise", next_step="check its weights")
+    scale = float(together.abs().max()) or 1.0
+    if together.shape[0] != 2 or float((together[:1] - alone).abs().max()) > TOLERANCE * scale:
+        raise ModelError(
+            f"{name} gives another answer for an image alone than in a batch of two",
+            why="it was written or exported for one batch size, or it is not deterministic in eval mode",
+            next_step='export it with dynamic_shapes={"x": {0: torch.export.Dim("batch")}}'
+            if _exported(module)
+            else "",
+        )
+    return alone.shape[1]
+
+
+def _forward(module: nn.Module, images: Tensor, name: str) -> Tensor:
+    try:
+        with torch.inference_mode():
+            output = module(images)
+    except Exception as error:  # a stranger's forward may raise anything
+        raise ModelError(
+            f"{name} cannot process {_times(tuple(images.shape))}",
+            why=f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}",
+            next_step="set model.input_shape to what it was trained on, batch 1",
+        ) from error
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise ModelError(f"{name} returns a {kind}", why="one tensor of logits is wanted", next_step="wrap the model")
+    return output
+
+
+def _exported(module: nn.Module) -> bool:
+    return isinstance(module, torch.fx.GraphModule)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(each) for each in shape)
