@@ -1,13 +1,13 @@
 """How to time an engine, and what was seen. Raw samples are kept; everything else is derived from them.
 
-    Measurement
-    └── sessions          fresh runtime sessions of candidate and reference, each:
-        ├── candidate     Calls(wall_ns, cpu_ns, preempted)
-        └── reference     Calls(wall_ns, cpu_ns, preempted)      timed in alternating blocks with the candidate
+Measurement
+└── sessions          fresh runtime sessions of candidate and reference, each:
+    ├── candidate     Calls(wall_ns, cpu_ns, preempted)
+    └── reference     Calls(wall_ns, cpu_ns, preempted)      timed in alternating blocks with the candidate
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,19 @@ from edgeprune.statistics import Interval
 
 CLEAN_CALLS_NEEDED = 20
 """With fewer calls that were never preempted, a single-threaded session falls back to its CPU clock."""
+
+CLEAN_SHARE_NEEDED = 0.75
+"""... unless at least this share of its calls is clean: a session of a slow engine has few calls to begin with."""
+
+
+CALLS_OF_A_THIRD = 3
+"""Fewer calls than this in a third of a session cannot show a drift."""
+
+DRIFT_SD = 0.01
+"""Standard deviation of the drift of a session that is assumed before any is seen."""
+
+DRIFT_NOTED = 0.02
+"""Change of the ratio within a session that is worth calling unsteady, if its interval excludes none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +54,7 @@ class Sampling:
     threshold: float | None = None
     sessions_min: int = 2
     sessions_max: int = 6
-    session_ms: float = 500.0
+    session_ms: float = 200.0
     block_ms: float = 12.0
     dropped_calls: int = 2
     confidence: float = 0.95
@@ -51,6 +64,15 @@ class Sampling:
     def to_json(self) -> dict[str, object]:
         """Return the settings as JSON values; the reference by its SHA-256."""
         return {k: v for k, v in asdict(self).items() if k != "reference"} | {"reference": self.reference.sha256}
+
+    def enough(self, sessions: Sequence["Session"]) -> bool:
+        """Return whether to stop: the decision is clear after `sessions_min`, or `sessions_max` is reached."""
+        if len(sessions) < self.sessions_min or len(sessions) >= self.sessions_max:
+            return len(sessions) >= self.sessions_max
+        if self.threshold is None:
+            return False
+        ratio = statistics.interval_over_sessions([each.log_ratio() for each in sessions], self.confidence)
+        return statistics.clear_of(ratio, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +103,21 @@ class Session:
     reference: Calls
     single_threaded: bool = True
 
-    def clocks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return comparable nanoseconds of candidate and reference: clean wall times, else CPU times, else wall times.
+    @property
+    def clock(self) -> str:
+        """Return which times are compared: "wall" of clean calls, else "cpu", else "wall, preempted".
 
         CPU time counts one thread only, so it stands in for wall time only where the engine runs on one thread.
         """
-        candidate, reference = self.candidate.clean_ns, self.reference.clean_ns
-        if min(len(candidate), len(reference)) >= CLEAN_CALLS_NEEDED:
-            return candidate, reference
-        if self.single_threaded:
+        if all(_mostly_clean(each) for each in (self.candidate, self.reference)):
+            return "wall"
+        return "cpu" if self.single_threaded else "wall, preempted"
+
+    def clocks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return comparable nanoseconds of candidate and reference, read from `clock`."""
+        if self.clock == "wall":
+            return self.candidate.clean_ns, self.reference.clean_ns
+        if self.clock == "cpu":
             return self.candidate.cpu_ns, self.reference.cpu_ns
         return self.candidate.wall_ns, self.reference.wall_ns
 
@@ -97,6 +125,22 @@ class Session:
         """Return ln(candidate / reference): of bands for the median's neighbourhood, else of the quantile asked for."""
         candidate, reference = self.clocks()
         return math.log(_typical(candidate, quantile) / _typical(reference, quantile))
+
+    def drift(self) -> float | None:
+        """Return ln of the ratio in the last third of the session over that in the first; None with too few calls."""
+        thirds = [len(each) // 3 for each in self.clocks()]
+        if min(thirds) < CALLS_OF_A_THIRD:
+            return None
+        (c0, c1), (r0, r1) = (
+            (statistics.band(each[:third]), statistics.band(each[-third:]))
+            for each, third in zip(self.clocks(), thirds, strict=True)
+        )
+        return math.log(c1 / c0) - math.log(r1 / r0)
+
+
+def _mostly_clean(calls: Calls) -> bool:
+    clean = len(calls.clean_ns)
+    return clean >= CLEAN_CALLS_NEEDED or clean >= CLEAN_SHARE_NEEDED * len(calls.wall_ns)
 
 
 def _typical(nanoseconds: tuple[int, ...], quantile: float) -> float:
@@ -147,12 +191,27 @@ class Measurement:
 
     def _absolute(self, which: int, confidence: float, quantile: float) -> Interval:
         logs = [math.log(_typical(each.clocks()[which], quantile) / 1e6) for each in self.sessions]
-        return statistics.interval_over_sessions(logs, confidence)
+        return statistics.interval_over_sessions(logs, confidence, run_sd=statistics.ABSOLUTE_RUN_SD)
 
     @property
     def unstable_because(self) -> str | None:
         """Return why this measurement should not be trusted, or None."""
         return "; ".join(self.flags) or None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is worth knowing about how it was taken but spoils nothing, one sentence each."""
+        return tuple(self.conditions.get("notes", ()))
+
+    def unsteady(self, confidence: float = 0.99) -> list[str]:
+        """Return a flag if the ratio moved, up or down, between the first and the last thirds of the sessions."""
+        drifts = [drift for each in self.sessions if (drift := each.drift()) is not None]
+        if not drifts:
+            return []
+        moved = statistics.interval_over_sessions(drifts, confidence, prior_sd=DRIFT_SD)
+        if moved.low <= 1 <= moved.high or abs(math.log(moved.p50)) < DRIFT_NOTED:
+            return []
+        return [f"not steady: the ratio moved by {moved.p50 - 1:+.1%} within its sessions"]
 
     def comparable(self, other: "Measurement") -> bool:
         """Return whether two ratios may be compared: same profile, same sentinel, same metric."""

@@ -3,7 +3,8 @@
 The number is a ratio to a reference timed in alternating blocks: absolute latency drifts with the machine (33 %
 run to run on a loaded two-core host), the ratio does not (0.4-0.7 %). A session's ratio is the quotient of two
 *bands* (the mean of the 5..50 % quantiles): less biased than the minimum, steadier than the median. The interval
-is over sessions, never inside one: an in-run bootstrap covered 57-85 % where it said 95 %.
+is over sessions, never inside one: an in-run bootstrap covered 57-85 % where it said 95 %. Sessions of one run agree
+more closely than runs do, so what runs differ by is added.
 """
 
 import math
@@ -16,8 +17,15 @@ PRIOR_SD = 0.003
 PRIOR_DF = 3
 """Weight of that prior, in degrees of freedom."""
 
-WIDEN = 1.5
-"""Factor on the half-width: the plain t-interval covered 61-94 % where it said 95 %."""
+RUN_SD = 0.003
+"""Standard deviation of the log ratio between runs that no number of sessions in one run averages away.
+
+It comes from what else the machine does: two nets lose different shares of their speed to the neighbours in their
+caches. A/A runs do not show it (0.1 %), different nets do (0.1-0.4 %); `benchmarks/measurement.py` prints both.
+"""
+
+ABSOLUTE_RUN_SD = 0.02
+"""The same for a latency in milliseconds, which follows every change of the machine's speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +62,33 @@ def band(values: Sequence[float], low: float = 0.05, high: float = 0.5) -> float
     return math.fsum(chosen) / len(chosen)
 
 
-def interval_over_sessions(logs: Sequence[float], confidence: float) -> Interval:
-    """Return exp(mean) of session log estimates with its t-interval, shrunk towards the prior and widened.
+def interval_over_sessions(
+    logs: Sequence[float], confidence: float, *, prior_sd: float = PRIOR_SD, run_sd: float = RUN_SD
+) -> Interval:
+    """Return exp(mean) of session log estimates with the t-interval of where another run would put it.
+
+    The variance is that of the sessions, shrunk towards the prior and divided by their number, plus that of runs. The
+    degrees of freedom are those of the sessions alone, which is on the wide side because `run_sd` is a guess as well.
 
     Args:
         logs: one natural log per session, at least one.
         confidence: two-sided, in (0, 1).
+        prior_sd: standard deviation between sessions that is assumed before any is seen.
+        run_sd: standard deviation between runs, which is known beforehand only.
     """
     count = len(logs)
     mean = math.fsum(logs) / count
     spread = math.fsum((each - mean) ** 2 for each in logs)
     degrees = PRIOR_DF + count - 1
-    sd = math.sqrt((PRIOR_DF * PRIOR_SD**2 + spread) / degrees)
-    half = WIDEN * student_quantile((1 + confidence) / 2, degrees) * sd / math.sqrt(count)
+    variance = (PRIOR_DF * prior_sd**2 + spread) / degrees
+    half = student_quantile((1 + confidence) / 2, degrees) * math.sqrt(variance / count + run_sd**2)
     return Interval(p50=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half))
+
+
+def clear_of(interval: Interval, threshold: float) -> bool:
+    """Return whether more sampling cannot matter: the half-width is at most half the gap to the threshold, in logs."""
+    half = math.log(interval.high / interval.low) / 2
+    return half <= 0.5 * abs(math.log(interval.p50 / threshold))
 
 
 def student_quantile(p: float, degrees: int) -> float:

@@ -1,0 +1,462 @@
+"""The process that holds the ONNX Runtime sessions of `edgeprune.targets.onnxruntime_cpu`: pinned, quiet, disposable.
+
+    parent ── request frame ──▶ stdin   load · time · layers · run
+    parent ◀── reply frame ──── stdout  {"ok": ...} or {"refused": why, "kind": "compile" | "corrupt"}
+
+It ends when its input ends, when its parent dies, and when a request overruns its time. Only numpy, onnxruntime and
+the standard library are loaded, so that nothing else runs threads or touches the caches of the pinned CPU.
+"""
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state
+
+from edgeprune.statistics import band
+
+from . import _frames  # noqa: TID251 a private part of this adapter
+
+FIFO_PRIORITY = 20
+"""Above every ordinary process, below the kernel's own threads and audio."""
+
+FIFO_STRETCH_S = 1.0
+"""Longest time at real-time priority before others are let in; the kernel throttles at 0.95 s in each second."""
+
+BREATH_S = 0.01
+"""How long others are let in."""
+
+WARM_CALLS, WARM_S, WARM_LIMIT_S = 3, 0.015, 0.1
+"""Least calls, least seconds and most seconds of a warm-up; a first call costs up to twice the later ones."""
+
+WARM_WINDOW_S, WARM_AGREE = 0.005, 0.03
+"""A warm-up is over when the fastest calls of two successive windows of this length differ by less than this share."""
+
+WARM_WINDOW_CALLS = 8
+"""Most calls of such a window."""
+
+FEWEST_ROUNDS = 2
+"""Rounds of blocks in a session, whatever its length; with one alone nothing would alternate."""
+
+KEPT_CALLS = (4, 14)
+"""Fewest and most calls kept of one block."""
+
+LONG_CALL_S = 0.01
+"""Refilling the caches after a switch costs about 0.15 ms: from this length on, one dropped call is enough."""
+
+PROFILE_S, PROFILE_CALLS = 0.3, (4, 50)
+"""Time for a profiling run, and the fewest and most calls in it."""
+
+_REFUSALS: tuple[type[Exception], ...] = (
+    *(
+        each
+        for each in vars(onnxruntime_pybind11_state).values()
+        if isinstance(each, type) and issubclass(each, Exception)
+    ),
+    RuntimeError,
+    ValueError,
+    MemoryError,
+)
+"""ONNX Runtime's exceptions share no base class of their own."""
+
+_NUMPY_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
+_DROP_SUFFIX = "_kernel_time"
+_PR_SET_PDEATHSIG = 1
+
+
+Row = tuple[int, int, int]
+"""Wall ns, CPU ns of the calling thread, involuntary context switches: of one call."""
+
+
+class RefusedError(Exception):
+    """A request that cannot be served, for a reason its sender should know."""
+
+    def __init__(self, why: str, kind: str = "compile") -> None:
+        super().__init__(why)
+        self.kind = kind
+
+
+class Engine:
+    """One runtime session with its inputs and outputs bound to fixed buffers, so that a call is only the inference."""
+
+    def __init__(self, model: Mapping[str, Any], threads: int, profile_prefix: str | None = None) -> None:
+        self.session = _session(model, threads, profile_prefix)
+        self.inputs = {each["name"]: _noise(each) for each in model["inputs"]}
+        _check_inputs(self.session, self.inputs)
+        self._binding = self.session.io_binding()
+        self._bind()
+
+    def _bind(self) -> None:
+        for name, value in self.inputs.items():
+            self._binding.bind_cpu_input(name, value)
+        for each in self.session.get_outputs():
+            self._binding.bind_output(each.name, "cpu")
+        start = time.perf_counter()
+        self()
+        self.first_s = time.perf_counter() - start
+        outputs = self._binding.get_outputs()
+        self._binding.clear_binding_outputs()
+        for each, value in zip(self.session.get_outputs(), outputs, strict=True):
+            self._binding.bind_ortvalue_output(each.name, value)
+
+    def __call__(self) -> None:
+        """Run one inference."""
+        self.session.run_with_iobinding(self._binding)
+
+
+def _session(model: Mapping[str, Any], threads: int, profile_prefix: str | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if profile_prefix is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
+    return onnxruntime.InferenceSession(_bytes(model), options, providers=["CPUExecutionProvider"])
+
+
+def _bytes(model: Mapping[str, Any]) -> bytes:
+    try:
+        content = Path(model["path"]).read_bytes()
+    except OSError as error:
+        raise RefusedError(f"{model['path']}: {error.strerror}", "corrupt") from error
+    if hashlib.sha256(content).hexdigest() != model["sha256"]:
+        raise RefusedError(f"{model['path']} changed on disk: its SHA-256 is not the recorded one", "corrupt")
+    return content
+
+
+def _noise(spec: Mapping[str, Any]) -> NDArray[Any]:
+    """Return seeded standard-normal input; zeros where the type is not a float, because an index must stay in range."""
+    dtype = np.dtype(spec["dtype"])
+    if dtype.kind != "f":
+        return np.zeros(spec["shape"], dtype)
+    noise: NDArray[Any] = np.random.default_rng(0).standard_normal(spec["shape"]).astype(dtype)
+    return noise
+
+
+def _check_inputs(session: Any, given: Mapping[str, NDArray[Any]]) -> None:
+    wanted = {each.name: each for each in session.get_inputs()}
+    if set(wanted) != set(given):
+        raise RefusedError(f"the graph's inputs are {sorted(wanted)}, not {sorted(given)}")
+    for name, value in given.items():
+        fixed = [
+            size if isinstance(size, int) else have for size, have in zip(wanted[name].shape, value.shape, strict=False)
+        ]
+        if len(wanted[name].shape) != value.ndim or fixed != list(value.shape):
+            raise RefusedError(f"input {name!r} is {wanted[name].shape}, not {list(value.shape)}")
+        if _NUMPY_TYPES.get(wanted[name].type, value.dtype.name) != value.dtype.name:
+            raise RefusedError(f"input {name!r} is {wanted[name].type}, not {value.dtype.name}")
+
+
+class Priority:
+    """The best scheduling this process may have, held only while something is timed.
+
+    Args:
+        wanted: "auto" tries real-time FIFO, then nice -20; "normal" leaves it as it is.
+        alone: whether the pinned CPUs are all there are; real-time spinning on them would stop the machine.
+    """
+
+    def __init__(self, wanted: str, alone: bool) -> None:
+        tries = {"fifo": _fifo, "nice -20": _nice} if wanted == "auto" else {}
+        self.names = [name for name, attempt in tries.items() if not (alone and name == "fifo") and _granted(attempt)]
+        self._since = 0.0
+        self._now = "normal"
+
+    def name(self, longest_s: float = 0.0) -> str:
+        """Return what is held when `longest_s` is the longest time between two calls of `breathe`."""
+        usable = [each for each in self.names if each != "fifo" or longest_s <= FIFO_STRETCH_S]
+        return usable[0] if usable else "normal"
+
+    @contextmanager
+    def held(self, longest_s: float) -> Iterator[str]:
+        """Hold it and yield its name; `longest_s` is the longest time between two calls of `breathe`."""
+        self._take(self.name(longest_s))
+        try:
+            yield self._now
+        finally:
+            _lower()
+
+    def breathe(self) -> None:
+        """Let others run if they have been kept out for long."""
+        if self._now == "fifo" and time.monotonic() - self._since > FIFO_STRETCH_S:
+            _lower()
+            time.sleep(BREATH_S)
+            self._take("fifo")
+
+    def _take(self, name: str) -> None:
+        self._now, self._since = name, time.monotonic()
+        {"fifo": _fifo, "nice -20": _nice, "normal": _lower}[name]()
+
+
+def _granted(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return False
+    finally:
+        _lower()
+    return True
+
+
+def _fifo() -> None:
+    for thread in _threads():
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+
+
+def _nice() -> None:
+    for thread in _threads():
+        os.setpriority(os.PRIO_PROCESS, thread, -20)
+
+
+def _lower() -> None:
+    for thread in _threads():
+        if os.sched_getscheduler(thread) != os.SCHED_OTHER:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        if os.getpriority(os.PRIO_PROCESS, thread) < 0:
+            os.setpriority(os.PRIO_PROCESS, thread, 0)
+
+
+def _threads() -> list[int]:
+    return [int(each.name) for each in Path("/proc/self/task").iterdir()]
+
+
+class Worker:
+    """Serves requests one at a time.
+
+    Args:
+        settings: "threads", "cpus", "priority".
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.threads = int(settings["threads"])
+        cpus = set(settings["cpus"])
+        alone = cpus >= os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus)
+        self.priority = Priority(settings["priority"], alone)
+        self._verbs = {"load": self.load, "time": self.time, "layers": self.layers}
+
+    def answer(self, request: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> list[bytes]:
+        """Return the reply frame to one request."""
+        try:
+            if request["do"] == "run":
+                return _frames.encode({"ok": {}}, self.run(request, arrays))
+            return _frames.encode({"ok": self._verbs[request["do"]](request)})
+        except RefusedError as error:
+            return _frames.encode({"refused": str(error), "kind": error.kind})
+        except _REFUSALS as error:
+            return _frames.encode({"refused": (str(error) or type(error).__name__).splitlines()[0], "kind": "compile"})
+
+    def load(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Load a model, run it once, and return the names of its outputs."""
+        return {"outputs": [each.name for each in Engine(request["model"], self.threads).session.get_outputs()]}
+
+    def run(self, request: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs for the given inputs, by name."""
+        session = _session(request["model"], self.threads, None)
+        _check_inputs(session, arrays)
+        names = [each.name for each in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(arrays)), strict=True))
+
+    def time(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the timed calls of one fresh session of candidate and reference, taken in alternating blocks."""
+        engines = [Engine(request[which], self.threads) for which in ("candidate", "reference")]
+        with _quiet():
+            warm = [self._warmed(each) for each in engines]
+            blocks = [_block(call_s, request) for call_s, *_ in warm]
+            longest_s = max((dropped + kept) * each[0] for (dropped, kept), each in zip(blocks, warm, strict=True))
+            with self.priority.held(longest_s) as held:
+                order = random.Random(request["seed"])  # noqa: S311 the order of blocks is no secret
+                session_s = request["session_ms"] / 1000
+                calls = alternate(engines, blocks, session_s, order, self._sample, between=self.priority.breathe)
+        return {
+            "candidate": _columns(calls[0]),
+            "reference": _columns(calls[1]),
+            "priority": held,
+            "warm_up": [{"calls": count, "settled": settled} for _, count, settled in warm],
+        }
+
+    def _warmed(self, engine: Engine) -> tuple[float, int, bool]:
+        with self.priority.held(engine.first_s):
+            return warm_up(engine, self.priority.breathe)
+
+    def _sample(self, engine: Callable[[], None], count: int) -> list[Row]:
+        return _timed(engine, resource.RUSAGE_THREAD if self.threads == 1 else resource.RUSAGE_SELF, count)
+
+    def layers(self, request: Mapping[str, Any]) -> dict[str, float]:
+        """Return the node names that the runtime reports → nanoseconds of one call."""
+        with tempfile.TemporaryDirectory() as folder:
+            engine = Engine(request["model"], self.threads, f"{folder}/profile")
+            with _quiet():
+                call_s, *_ = self._warmed(engine)
+                count = round(min(max(PROFILE_S / call_s, PROFILE_CALLS[0]), PROFILE_CALLS[1]))
+                with self.priority.held(call_s):
+                    for _ in range(count):
+                        self.priority.breathe()
+                        engine()
+            events = json.loads(Path(engine.session.end_profiling()).read_text())
+        return _node_times(events, count)
+
+
+def _timed(call: Callable[[], None], who: int, count: int) -> list[Row]:
+    """Return one row for each of `count` calls."""
+    rows = []
+    for _ in range(count):
+        before = resource.getrusage(who).ru_nivcsw
+        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
+        call()
+        wall, cpu = time.perf_counter_ns() - wall, time.thread_time_ns() - cpu
+        rows.append((wall, cpu, resource.getrusage(who).ru_nivcsw - before))
+    return rows
+
+
+def warm_up(
+    call: Callable[[], None], between: Callable[[], None], clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, int, bool]:
+    """Call until successive windows agree or the limit is reached; return (seconds of one call, calls, agreed)."""
+    start, took = clock(), list[float]()
+    while True:
+        between()
+        before = clock()
+        call()
+        now = clock()
+        took.append(now - before)
+        window = max(1, min(WARM_WINDOW_CALLS, round(WARM_WINDOW_S / took[-1])))
+        recent, earlier = took[-window:], took[-2 * window : -window]
+        agreed = len(took) >= 2 * window and abs(min(recent) / min(earlier) - 1) <= WARM_AGREE
+        enough = len(took) >= WARM_CALLS and now - start >= WARM_S
+        if enough and (agreed or now - start >= max(WARM_LIMIT_S, 2 * WARM_CALLS * min(took))):
+            return min(recent), len(took), agreed
+
+
+def alternate(
+    engines: Sequence[Callable[[], None]],
+    blocks: Sequence[tuple[int, int]],
+    session_s: float,
+    order: random.Random,
+    sample: Callable[[Callable[[], None], int], list[Row]],
+    *,
+    between: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[Row], ...]:
+    """Return the kept rows of each engine, sampled in blocks whose order is drawn anew in every round.
+
+    Args:
+        engines: what to call.
+        blocks: calls to drop and to keep of one block of each.
+        session_s: seconds after which no further round begins; there are at least two.
+        order: draws which engine goes first.
+        sample: times that many calls of an engine.
+        between: called before every block.
+        clock: seconds.
+    """
+    rows: tuple[list[Row], ...] = tuple([] for _ in engines)
+    end, rounds = clock() + session_s, 0
+    while rounds < FEWEST_ROUNDS or clock() < end:
+        for which in order.sample(range(len(engines)), len(engines)):
+            between()
+            dropped, kept = blocks[which]
+            rows[which].extend(sample(engines[which], dropped + kept)[dropped:])
+        rounds += 1
+    return rows
+
+
+def _block(call_s: float, request: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the calls to drop and to keep of one block of an engine that takes `call_s` seconds."""
+    fewest, most = KEPT_CALLS
+    kept = min(max(round(request["block_ms"] / 1000 / call_s), fewest), most)
+    dropped = request["dropped_calls"]
+    return (min(dropped, 1) if call_s >= LONG_CALL_S else dropped), kept
+
+
+def _columns(calls: Sequence[Row]) -> dict[str, list[int]]:
+    return {name: [row[place] for row in calls] for place, name in enumerate(("wall_ns", "cpu_ns", "preempted"))}
+
+
+def _node_times(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, float]:
+    """Return node name → typical nanoseconds in the last `count` calls; events of the session itself are left out."""
+    micros: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_DROP_SUFFIX):
+            micros.setdefault(event["name"].removesuffix(_DROP_SUFFIX), []).append(event["dur"])
+    return {name: band(each[-count:]) * 1000 for name, each in micros.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection meanwhile."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; 0: do not."""
+    if not parent:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(0)
+
+
+def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Return the protocol's pipes, out of reach of anything that prints."""
+    requests, replies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
+
+
+def _exactly(stream: BinaryIO) -> Callable[[int], bytes]:
+    def read(count: int) -> bytes:
+        content = stream.read(count)
+        if len(content) != count:
+            raise EOFError
+        return content
+
+    return read
+
+
+def main(settings: Mapping[str, Any]) -> None:
+    """Serve until the input ends."""
+    _die_with(settings["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted user wants the current measurement finished
+    requests, replies = _own_pipes()
+    worker = Worker(settings)
+    gc.collect()
+    gc.freeze()
+    hello = {"onnxruntime": onnxruntime.__version__, "priority": worker.priority.name(), "pid": os.getpid()}
+    reply = _frames.encode({"ok": hello})
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            replies.write(b"".join(reply))
+            replies.flush()
+            request, arrays = _frames.decode(_exactly(requests))
+            signal.setitimer(signal.ITIMER_REAL, request["limit_s"])  # the default action ends a call that hangs
+            reply = worker.answer(request, arrays)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

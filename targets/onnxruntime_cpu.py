@@ -1,0 +1,518 @@
+"""This machine's CPU through ONNX Runtime, timed in a pinned process of its own.
+
+    # profiles/host.toml
+    adapter = "onnxruntime_cpu"
+    [options]
+    threads = 1             # of one inference; the last `threads` CPUs that this process may use are pinned
+    cpu = 1                 # or the first CPU to pin, if the last ones are not wanted
+    priority = "auto"       # real-time FIFO, else nice -20, else normal; "normal": do not ask for more
+    time_limit_s = 60       # of one request to the worker, beyond the sampling it is asked for
+    slow_limit = 1.3        # the sentinel this much slower than before: the measurement is refused as Unstable
+
+The number is a ratio to the sentinel. Each session loads both models afresh, warms both up until successive windows
+agree, and times them in alternating blocks whose order is drawn at random. The calls after a switch are dropped, the
+calls that were preempted are set aside. Sessions go on until the decision is clear or `sessions_max` is reached.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from statistics import median
+from typing import IO, TYPE_CHECKING, Any
+
+from edgeprune.artifact import Artifact
+from edgeprune.errors import CompileError, CorruptArtifact, DeviceLost, ProfileError, Unstable
+from edgeprune.measurement import Calls, Measurement, Sampling, Session
+from edgeprune.profile import Profile
+from edgeprune.target import Finding, Target
+
+from . import _conditions, _frames, _graph_names  # noqa: TID251 private parts of this adapter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TIME_LIMIT_S = 60.0
+SLOW_NOTED, SLOW_LIMIT = 1.1, 1.3
+CALIBRATION_RUNS = 5
+"""Measurements whose sentinel times are the yardstick for the rest of the connection."""
+
+START_LIMIT_S = 60.0
+ALARM_AFTER_S = 5.0
+"""The worker's own alarm rings this much later than the parent's, for the case that the parent is gone."""
+
+STDERR_KEPT = 2000
+"""Bytes of the end of the worker's standard error that its last line is looked for in."""
+
+TIMER_NEEDED_NS = 1000
+MEMORY_NEEDED_MIB = 512
+
+
+@contextmanager
+def connect(profile: Profile) -> Iterator[Target]:
+    """Yield this machine's CPU; its worker process ends with the context, or with this process.
+
+    Raises:
+        ProfileError: if an option is unknown or out of range, or onnxruntime is not installed.
+        DeviceLost: if the worker does not start.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ProfileError(f"profile {profile.name!r} needs onnxruntime", next_step="pip install onnxruntime")
+    target = OnnxRuntimeCpu(profile)
+    try:
+        target.start()
+        yield target
+    finally:
+        target.close()
+
+
+class OnnxRuntimeCpu:
+    """One CPU and the worker pinned to it; a worker that is lost is replaced on the next call."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._options = _options(profile)
+        self._cpus = _pinned(self._options)
+        self._worker: _Worker | None = None
+        self._hello: Mapping[str, Any] = {}
+        self._yardstick = Yardstick(float(self._options["slow_limit"]))
+
+    @property
+    def profile(self) -> Profile:
+        """Return the profile it was opened with."""
+        return self._profile
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Return the process id of the worker, None while there is none."""
+        return self._worker.process.pid if self._worker else None
+
+    def start(self) -> None:
+        """Start the worker if there is none.
+
+        Raises:
+            DeviceLost: if it does not answer.
+        """
+        if self._worker is None:
+            self._worker = _Worker(self._settings())
+            self._hello, _ = self._reply(START_LIMIT_S, "starting")
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def compile(self, graph: Artifact) -> Artifact:
+        """Return the graph itself, once the runtime has loaded it and run it."""
+        self._ask({"do": "load", "model": _model(graph)}, f"loading {graph.path.name}")
+        return graph
+
+    def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
+        """Return the outputs of one call, by name."""
+        _, outputs = self._ask({"do": "run", "model": _model(engine)}, f"running {engine.path.name}", inputs)
+        return outputs
+
+    def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
+        """Return the timing of `engine` against `sampling.reference`.
+
+        A default measurement of nets of 1 to 10 ms takes about 2 s; with a threshold it ends once the interval is
+        clear of it.
+
+        Raises:
+            Unstable: if the sentinel was slower than `slow_limit` times what it was in earlier measurements.
+        """
+        started, before = time.monotonic(), _conditions.read_conditions(self._cpus)
+        replies: list[Mapping[str, Any]] = []
+        sessions: list[Session] = []
+        while not sampling.enough(sessions):
+            replies.append(self._session(engine, sampling, len(sessions)))
+            sessions.append(_session(replies[-1], single_threaded=self._options["threads"] == 1))
+        layers = self._layers(engine) if sampling.layers else {}
+        after = _conditions.read_conditions(self._cpus)
+        seen = Measurement(
+            profile_digest=self._profile.digest,
+            artifact_sha256=engine.sha256,
+            reference_sha256=sampling.reference.sha256,
+            sessions=tuple(sessions),
+            conditions=self._facts(before, after, replies),
+            taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=time.monotonic() - started,
+            layers_ns=layers,
+        )
+        slow = self._yardstick.compare(seen.reference_sha256, seen.reference_ms().p50)
+        flags = [*_conditions.changes(before, after), *slow, *seen.unsteady()]
+        notes = _notes(seen, before, after)
+        return replace(seen, flags=tuple(flags), conditions={**seen.conditions, "notes": notes})
+
+    def _session(self, engine: Artifact, sampling: Sampling, number: int) -> Mapping[str, Any]:
+        request = {
+            "do": "time",
+            "candidate": _model(engine),
+            "reference": _model(sampling.reference),
+            "session_ms": sampling.session_ms,
+            "block_ms": sampling.block_ms,
+            "dropped_calls": sampling.dropped_calls,
+            "seed": f"{sampling.seed} {number}",
+        }
+        reply, _ = self._ask(request, f"timing {engine.path.name}", extra_s=sampling.session_ms / 1000)
+        return reply
+
+    def _layers(self, engine: Artifact) -> dict[str, float]:
+        reply, _ = self._ask({"do": "layers", "model": _model(engine)}, f"profiling {engine.path.name}")
+        return _graph_names.by_graph_node(engine.path, reply)
+
+    def _facts(
+        self, before: Mapping[str, Any], after: Mapping[str, Any], replies: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "before": dict(before),
+            "after": dict(after),
+            "onnxruntime": self._hello["onnxruntime"],
+            "cpu_model": _conditions.cpu_model(),
+            "cpus": list(self._cpus),
+            "threads": self._options["threads"],
+            "priority": replies[-1]["priority"],
+            "warm_up": [each["warm_up"] for each in replies],
+        }
+
+    def _ask(
+        self,
+        request: Mapping[str, Any],
+        doing: str,
+        arrays: "Mapping[str, NDArray[Any]] | None" = None,
+        extra_s: float = 0.0,
+    ) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
+        self.start()
+        limit_s = float(self._options["time_limit_s"]) + extra_s
+        frame = _frames.encode({**request, "limit_s": limit_s + ALARM_AFTER_S}, arrays)
+        return self._reply(limit_s, doing, frame)
+
+    def _reply(
+        self, limit_s: float, doing: str, frame: Sequence[bytes] = ()
+    ) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
+        assert self._worker is not None
+        try:
+            message, arrays = self._worker.exchange(frame, time.monotonic() + limit_s)
+        except (EOFError, OSError, TimeoutError, _frames.FrameError) as error:
+            why = self._worker.end(error)
+            self._worker = None
+            raise DeviceLost(
+                f"the ONNX Runtime worker was lost while {doing}",
+                why=why,
+                next_step="run the command again; a new worker starts by itself",
+            ) from error
+        except BaseException:  # an interrupted exchange leaves half a frame behind
+            self.close()
+            raise
+        if "refused" in message:
+            kind = CorruptArtifact if message.get("kind") == "corrupt" else CompileError
+            raise kind(f"ONNX Runtime refused: {doing}", why=str(message["refused"]))
+        return message["ok"], arrays
+
+    def _settings(self) -> dict[str, Any]:
+        return {"threads": self._options["threads"], "cpus": list(self._cpus), "priority": self._options["priority"]}
+
+
+class Yardstick:
+    """How fast each sentinel was in the first measurements of a connection; it shows throttling without a sensor.
+
+    Args:
+        limit: a sentinel that takes more than this many times as long spoils the measurement.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._known: dict[str, list[float]] = {}
+
+    def compare(self, sentinel: str, took_ms: float) -> list[str]:
+        """Return a flag if the sentinel is notably slower than before.
+
+        Raises:
+            Unstable: if it is slower than the limit.
+        """
+        known = self._known.setdefault(sentinel, [])
+        slower = took_ms / median(known) if known else 1.0
+        if slower > self._limit:
+            raise Unstable(
+                f"the sentinel took {slower:.2f} times as long as before",
+                why="the machine is throttled or shared with something heavy",
+                next_step="let it cool down or end what else it does, then run the command again",
+            )
+        if len(known) < CALIBRATION_RUNS:
+            known.append(took_ms)
+        return [f"machine slow: the sentinel took {slower:.2f} times as long as before"] if slower > SLOW_NOTED else []
+
+
+class _Worker:
+    """The worker process and its two pipes; never waits longer than it is told to."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
+        threads = str(settings["threads"])
+        alive = os.getpid() if _in_main_thread() else 0  # the kernel would kill it with the thread that starts it
+        command = [sys.executable, "-P", "-m", "edgeprune.targets._onnxruntime_worker"]
+        self.process = subprocess.Popen(
+            [*command, json.dumps({**settings, "parent": alive})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+            cwd="/",
+            env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._requests, self._replies = self.process.stdin, self.process.stdout
+        os.set_blocking(self._requests.fileno(), False)
+        os.set_blocking(self._replies.fileno(), False)
+
+    def exchange(self, frame: Sequence[bytes], deadline: float) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
+        """Send one request frame and return the reply; an empty frame only waits for one.
+
+        Raises:
+            TimeoutError: if there is none by `deadline`, on the monotonic clock.
+            EOFError, OSError: if the worker is gone.
+            FrameError: if what came back is not a frame.
+        """
+        for chunk in frame:
+            self._write(memoryview(chunk), deadline)
+        return _frames.decode(lambda count: self._read(count, deadline))
+
+    def _write(self, chunk: memoryview, deadline: float) -> None:
+        while chunk:
+            _wait(self._requests, select.POLLOUT, deadline)
+            with suppress(BlockingIOError):
+                chunk = chunk[os.write(self._requests.fileno(), chunk) :]
+
+    def _read(self, count: int, deadline: float) -> bytes:
+        content = bytearray()
+        while len(content) < count:
+            _wait(self._replies, select.POLLIN, deadline)
+            with suppress(BlockingIOError):
+                part = os.read(self._replies.fileno(), min(count - len(content), 1 << 20))
+                if not part:
+                    raise EOFError("the worker closed its pipe")
+                content += part
+        return bytes(content)
+
+    def end(self, error: BaseException) -> str:
+        """End a worker that failed with `error`, and return why it did, as far as that is known."""
+        if isinstance(error, TimeoutError):
+            self.close()
+            return "it did not answer in time and was killed"
+        if isinstance(error, _frames.FrameError):
+            self.close()
+            return f"its reply is not a frame: {error}"
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        why = _exit_of(self.process.returncode)
+        said = self._last_words()
+        self.close()
+        return f"{why}; it said: {said}" if said else why
+
+    def _last_words(self) -> str:
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - STDERR_KEPT))
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        return next(("".join(filter(str.isprintable, line)) for line in reversed(lines) if line.strip()), "")
+
+    def close(self) -> None:
+        """Kill the worker, if it still runs, and free the pipes."""
+        with suppress(ProcessLookupError, PermissionError):
+            self.process.kill()
+        self.process.wait()
+        for each in (self._requests, self._replies, self._errors):
+            with suppress(OSError):
+                each.close()
+
+
+def _wait(pipe: IO[bytes], event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(pipe, event)
+    left_ms = math.ceil((deadline - time.monotonic()) * 1000)
+    if left_ms <= 0 or not poll.poll(left_ms):
+        raise TimeoutError("the worker did not answer in time")
+
+
+def _exit_of(code: int | None) -> str:
+    if code is None:
+        return "it closed its pipe but still runs"
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hint = " (perhaps the machine ran out of memory)" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{hint}"
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _model(artifact: Artifact) -> dict[str, Any]:
+    inputs = [asdict(each) for each in artifact.inputs]
+    return {"path": str(artifact.path.resolve()), "sha256": artifact.sha256, "inputs": inputs}
+
+
+def _session(reply: Mapping[str, Any], *, single_threaded: bool) -> Session:
+    candidate, reference = (
+        Calls(**{name: tuple(values) for name, values in reply[which].items()}) for which in ("candidate", "reference")
+    )
+    return Session(candidate=candidate, reference=reference, single_threaded=single_threaded)
+
+
+def _notes(seen: Measurement, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return what is worth knowing but spoils nothing."""
+    fallen = sum(each.clock == "cpu" for each in seen.sessions)
+    stolen = _conditions.stolen_share(before, after, seen.seconds * len(seen.conditions["cpus"]))
+    notes = []
+    if fallen:
+        notes.append(f"{fallen} of {len(seen.sessions)} sessions were preempted so often that thread CPU time was used")
+    if stolen > _conditions.STEAL_NOTED:
+        notes.append(f"other guests of the host took {stolen:.0%} of the CPU")
+    return notes
+
+
+_DEFAULTS: dict[str, Any] = {
+    "threads": 1,
+    "cpu": None,
+    "priority": "auto",
+    "time_limit_s": TIME_LIMIT_S,
+    "slow_limit": SLOW_LIMIT,
+}
+
+_VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "threads": (lambda value: type(value) is int and value >= 1, "a whole number from 1"),
+    "cpu": (lambda value: type(value) is int and value >= 0, "the number of a CPU"),
+    "priority": (lambda value: value in ("auto", "normal"), '"auto" or "normal"'),
+    "time_limit_s": (lambda value: type(value) in (int, float) and value > 0, "a number of seconds above 0"),
+    "slow_limit": (lambda value: type(value) in (int, float) and value > 1, "a number above 1"),
+}
+
+
+def _options(profile: Profile) -> dict[str, Any]:
+    for name, value in profile.options.items():
+        if name not in _VALID:
+            raise ProfileError(
+                f"profile {profile.name!r}: unknown option {name!r}", next_step=f"one of {', '.join(_VALID)}"
+            )
+        valid, wanted = _VALID[name]
+        if not valid(value):
+            raise ProfileError(f"profile {profile.name!r}: option {name} is {value!r}", why=f"{wanted} is wanted")
+    return _DEFAULTS | dict(profile.options)
+
+
+def _pinned(options: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the CPUs to pin: the last ones that this process may use, or those from option `cpu` on."""
+    usable, threads = sorted(os.sched_getaffinity(0)), options["threads"]
+    first = options["cpu"]
+    chosen = usable[-threads:] if first is None else [each for each in usable if each >= first][:threads]
+    if len(chosen) < threads or first not in (None, chosen[0]):
+        wanted = f"{threads} CPUs" if first is None else f"{threads} CPUs from CPU {first} on"
+        raise ProfileError(f"{wanted} are wanted", why=f"this process may use CPUs {usable}")
+    return tuple(chosen)
+
+
+def examine(profile: Profile) -> list[Finding]:
+    """Return what is in order and what is missing on this machine for measuring, holding nothing."""
+    return [_runtime(), *_cpu(profile), _governor(), _priority(), _timer(), _load(), _memory(), _sensors()]
+
+
+def _runtime() -> Finding:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return Finding(subject="onnxruntime", severity="problem", found="not installed", mend="pip install onnxruntime")
+    return Finding(subject="onnxruntime", severity="ok", found=version("onnxruntime"))
+
+
+def _cpu(profile: Profile) -> list[Finding]:
+    usable = sorted(os.sched_getaffinity(0))
+    flags = ", ".join(_conditions.cpu_flags()) or "none that decide kernels"
+    facts = f"{_conditions.cpu_model()}; {len(usable)} usable of {os.cpu_count()}; instructions: {flags}"
+    findings = [Finding(subject="cpu", severity="ok", found=facts)]
+    try:
+        _pinned(_options(profile))
+    except ProfileError as error:
+        mend = error.next_step or "change [options] of the profile, or the affinity (taskset -p) of this shell"
+        findings.append(Finding(subject="options", severity="problem", found=f"{error.what}: {error.why}", mend=mend))
+    return findings
+
+
+def _governor() -> Finding:
+    seen = _conditions.read_conditions(sorted(os.sched_getaffinity(0)))["governor"]
+    if seen is None:
+        return Finding(
+            subject="governor", severity="note", found="not visible here; a guest has none, ratios still hold"
+        )
+    if seen == "performance":
+        return Finding(subject="governor", severity="ok", found=seen)
+    return Finding(
+        subject="governor",
+        severity="note",
+        found=f"{seen}: clocks follow the load",
+        mend="sudo cpupower frequency-set -g performance",
+    )
+
+
+def _priority() -> Finding:
+    """Try real-time scheduling for a moment in a child, so that this process never holds it."""
+    attempt = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))"
+    done = subprocess.run([sys.executable, "-I", "-c", attempt], capture_output=True, timeout=60, check=False)
+    if done.returncode == 0:
+        return Finding(subject="priority", severity="ok", found="real-time FIFO is granted")
+    return Finding(
+        subject="priority",
+        severity="note",
+        found="real-time FIFO is refused; preempted calls are set aside instead",
+        mend="add a line '<user> - rtprio 20' to /etc/security/limits.conf and log in again",
+    )
+
+
+def _timer() -> Finding:
+    ticks = [time.perf_counter_ns() for _ in range(1000)]
+    finest = min((after - before for before, after in pairwise(ticks) if after > before), default=0)
+    found = f"smallest step seen {finest} ns"
+    if 0 < finest <= TIMER_NEEDED_NS:
+        return Finding(subject="timer", severity="ok", found=found)
+    mend = "boot with clocksource=tsc; see /sys/devices/system/clocksource/clocksource0/available_clocksource"
+    return Finding(subject="timer", severity="note", found=found, mend=mend)
+
+
+def _load() -> Finding:
+    load, count = os.getloadavg()[0], os.cpu_count() or 1
+    found = f"{load:.1f} over one minute on {count} CPUs"
+    if load <= count / 2:
+        return Finding(subject="load", severity="ok", found=found)
+    mend = "end other jobs, or expect up to 1 % run-to-run error of the ratio"
+    return Finding(subject="load", severity="note", found=found, mend=mend)
+
+
+def _memory() -> Finding:
+    free = _conditions.read_conditions([0])["free_memory_mib"]
+    if free is None or free >= MEMORY_NEEDED_MIB:
+        return Finding(subject="memory", severity="ok", found="unknown" if free is None else f"{free} MiB free")
+    mend = f"free memory until {MEMORY_NEEDED_MIB} MiB are available"
+    return Finding(subject="memory", severity="problem", found=f"{free} MiB free", mend=mend)
+
+
+def _sensors() -> Finding:
+    seen = _conditions.read_conditions(sorted(os.sched_getaffinity(0)))
+    present = {"temperature": bool(seen["temperatures_c"]), "clock": seen["mhz"] is not None}
+    missing = [name for name, there in present.items() if not there]
+    if not missing:
+        return Finding(subject="sensors", severity="ok", found="temperature and clock are readable")
+    found = f"no {' and no '.join(missing)} to read; throttling is noticed by the sentinel alone"
+    return Finding(subject="sensors", severity="note", found=found)
