@@ -9,7 +9,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -43,12 +44,28 @@ SetOption = Annotated[
 
 Json = Mapping[str, Any]
 
+_USAGE_ERROR: Any = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+"""Typer brings a copy of click from 0.25 on, and needs click itself before."""
+
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     # Threads that spin while they wait starve the measured process: an accuracy pass took 14 s instead of 3 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "--json" in sys.argv[1:]:
+        sys.exit(_app_with_envelope())
     app()
+
+
+def _app_with_envelope() -> int:
+    """Run the command line like `app`, but let a mistake in its options be an envelope too; return the exit code."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except _USAGE_ERROR as error:
+        command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
+        refusal = ConfigError(error.format_message(), next_step=f"edgeprune {command} --help".replace("  ", " "))
+        _say(command, refusal, as_json=True)
+        return refusal.exit_code
 
 
 def _version(wanted: bool) -> None:
@@ -131,7 +148,14 @@ def measure(
         from edgeprune.comparison import compare
         from edgeprune.progress import watch
 
-        results = compare(models, _profile(config, target), seconds=seconds, progress=watch(quiet=quiet))
+        profile = _profile(config, target)
+        with watch(quiet=quiet).stage("measure", total=max(1, len(models) - 1)) as stage:
+            results = compare(
+                models,
+                profile,
+                seconds=seconds,
+                progress=lambda name, done, _total: stage.advance(min(done, 1), note=name),
+            )
         return {"target": target, "models": [each.to_json() for each in results]}, 0
 
     _run("measure", act, as_json, _print_comparison)
@@ -154,16 +178,19 @@ def verify(
     """Check a bundle: every byte, the answers, the runner's self-test, and the latency measured again."""
 
     def act() -> tuple[Json, int]:
+        from edgeprune.bundle import open_bundle
         from edgeprune.target import open_target
         from edgeprune.verify import verify as check
 
         profile = _profile(config, target)
+        with open_bundle(bundle) as whole:  # first: a device that cannot be had must not hide a changed file
+            parent = whole.manifest.parent_sha256
         with open_target(profile) as device:
             report = check(
                 bundle,
                 profile=profile,
                 target=device,
-                baseline=baseline or _baseline_beside(bundle),
+                baseline=baseline or _baseline_beside(bundle, parent),
                 remeasure=remeasure,
                 trust_runner=trust_runner,
             )
@@ -263,10 +290,13 @@ def _profile(config: Path | None, target: str) -> Any:
     return _config(config, None, {}).profile(target) if config else load_profile(target)
 
 
-def _baseline_beside(bundle: Path) -> Path | None:
-    """Return the unpruned graph of the run that made a bundle, if it still lies beside it."""
-    candidate = bundle.with_name(bundle.name.removesuffix(".tar") + ".run") / "baseline.onnx"
-    return candidate if candidate.is_file() else None
+def _baseline_beside(bundle: Path, sha256: str) -> Path | None:
+    """Return the unpruned graph of the run that made a bundle, if it still lies beside it and is the one."""
+    from edgeprune.canonical import file_sha256
+
+    place = bundle.resolve()
+    candidate = place.with_name(place.name.removesuffix(".tar") + ".run") / "baseline.onnx"
+    return candidate if candidate.is_file() and file_sha256(candidate) == sha256 else None
 
 
 class _Stop:
@@ -292,20 +322,41 @@ class _Stop:
     def check(self) -> None:
         """Raise if the user asked to stop."""
         if self._asked:
-            raise _interrupted()
+            raise Interrupted("stopped as asked")
 
 
-def _interrupted() -> Interrupted:
+def _resumable(what: str) -> Interrupted:
     again = shlex.join(["edgeprune", *sys.argv[1:]])
-    return Interrupted("stopped as asked", why="nothing is lost", next_step=f"continue with: {again}")
+    return Interrupted(what, why="nothing is lost", next_step=f"continue with: {again}")
+
+
+@contextmanager
+def _stdout_for_the_envelope(as_json: bool) -> Iterator[None]:
+    """Send to standard error whatever a user's module or a library prints, so that one JSON object is all there is."""
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _run(command: str, act: Callable[[], tuple[Json, int]], as_json: bool, show: Callable[[Json], None]) -> None:
     """Act, print one envelope or a text, and leave with the exit code."""
     try:
-        data, code = act()
+        with _stdout_for_the_envelope(as_json):
+            data, code = act()
     except KeyboardInterrupt:
-        _fail(command, _interrupted(), as_json)
+        _fail(command, _resumable("stopped at once"), as_json)
+    except Interrupted as error:
+        _fail(command, _resumable(error.what), as_json)
     except EdgepruneError as error:
         _fail(command, error, as_json)
     except Exception as error:  # noqa: BLE001 - the last resort: our bug, said as such
@@ -330,6 +381,11 @@ def _fail(command: str, error: EdgepruneError, as_json: bool, *, traceback_of: E
         import traceback
 
         traceback.print_exception(traceback_of, file=sys.stderr)
+    _say(command, error, as_json)
+    raise typer.Exit(error.exit_code)
+
+
+def _say(command: str, error: EdgepruneError, as_json: bool) -> None:
     if as_json:
         diagnostic = {
             "kind": type(error).__name__,
@@ -339,8 +395,7 @@ def _fail(command: str, error: EdgepruneError, as_json: bool, *, traceback_of: E
             "next": error.next_step,
         }
         _envelope(command, "error", None, [diagnostic], {})
-    sys.stderr.write(f"edgeprune {command}: {error}\n")
-    raise typer.Exit(error.exit_code)
+    sys.stderr.write(f"{f'edgeprune {command}'.rstrip()}: {error}\n")
 
 
 def _bug(error: Exception) -> EdgepruneError:
@@ -404,10 +459,16 @@ def _print_outcome(data: Json) -> None:
 
 
 def _print_comparison(data: Json) -> None:
-    rows = [
-        [each["name"], _span(each["ratio"], 4), _span(each["latency"]), each["flags"] or "-"] for each in data["models"]
+    first = data["models"][0]
+    if first["emulated"]:
+        typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
+    rows = [[first["reference"], "1", _span(first["reference_ms"]), "-"]]
+    rows += [
+        [each["model"], _span(each["ratio"], 4), _span(each["latency_ms"]), "; ".join(each["flags"]) or "-"]
+        for each in data["models"]
     ]
-    _table(f"on {data['target']}", ["model", "ratio to the first", "ms", "unsteady because"], rows)
+    unit = "formula units" if first["emulated"] else "ms"
+    _table(f"on {data['target']}", ["model", "ratio to the first", unit, "unsteady because"], rows)
 
 
 def _print_checks(data: Json) -> None:
