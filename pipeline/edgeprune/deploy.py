@@ -26,10 +26,10 @@ from torch import nn
 from edgeprune import __version__, cost
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.budget import Budget
-from edgeprune.canonical import digest
+from edgeprune.canonical import digest, file_sha256
 from edgeprune.cut import GraphCutter, proven
 from edgeprune.durable import storage_errors
-from edgeprune.errors import NothingFits, ParityFailed
+from edgeprune.errors import BudgetError, LedgerError, NothingFits, ParityFailed
 from edgeprune.evaluate import Base, Judge, write_graph
 from edgeprune.export import export
 from edgeprune.finetune import finetune
@@ -46,7 +46,8 @@ from edgeprune.plan import Plan
 from edgeprune.profile import Profile
 from edgeprune.progress import Progress, Silent
 from edgeprune.quality import Evaluator
-from edgeprune.search.loop import Bench, search
+from edgeprune.run_lock import RunLock
+from edgeprune.search.loop import Bench, Done, insist, search
 from edgeprune.search.problem import Problem
 from edgeprune.search.settle import settle
 from edgeprune.search.strategies import make_searcher
@@ -65,6 +66,9 @@ PARITY_SAMPLES = 4
 TOLERANCES = (1e-4, 1e-3)
 """(absolute, as a share of the largest answer; relative) difference of the engine's answers from PyTorch's."""
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}
+LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
+
 PACKAGES = ("edgeprune", "torch", "onnx", "onnxruntime", "onnxscript", "torch-pruning", "stable-baselines3", "numpy")
 
 
@@ -79,6 +83,7 @@ class Request:
         command: what the user typed, for the report.
         stop: raises `Interrupted` when the user asked to stop.
         fresh: forget what an earlier run of the same request did.
+        sleep: waits between two tries of a device that failed.
     """
 
     config: Config
@@ -88,6 +93,7 @@ class Request:
     progress: Progress = Silent()  # noqa: RUF009 - it has no state
     stop: Callable[[], None] = lambda: None
     fresh: bool = False
+    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +121,10 @@ class Prepared:
     def progress(self) -> Progress:
         """Return where to say what is being done."""
         return self.request.progress
+
+    def insist(self, action: Callable[[], Done]) -> Done:
+        """Return what `action` returns, tried again while the device fails."""
+        return insist(action, self.ledger, self.run, sleep=self.request.sleep)
 
 
 def deploy(request: Request) -> Outcome:
@@ -157,13 +167,13 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         model = load_model(config.model, input_shape=splits.input_shape)
         splits.check_fit(model)
     run = digest([__version__, config.digest, profile.digest, model.digest, splits.digest])
-    name = f"{_slug(model.name)}-{request.target}-{budget.latency}-{run[:8]}"
+    name = f"{_slug(model.name)}-{_slug(profile.name)}-{budget.latency}-{run[:8]}"
     folder = request.out / f"{name}.run"
-    if request.fresh and folder.exists():
-        shutil.rmtree(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    ledger = stack.enter_context(Ledger.open(folder / "ledger.sqlite"))
+    if request.fresh:
+        _forget(folder)
+    ledger = stack.enter_context(Ledger.open(folder / LEDGER))
     example = splits.calibration.tensor(slice(0, 2))
     with progress.stage("export to ONNX"):
         graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
@@ -186,6 +196,22 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")[:32] or "model"
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier run left in its folder, unless it is still running.
+
+    Raises:
+        DeviceBusy: if it is.
+    """
+    lock = RunLock.take(folder / LOCK)
+    try:
+        with storage_errors(folder):
+            for each in folder.iterdir():
+                if each.name != LOCK:
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+    finally:
+        lock.release()
 
 
 def find_structure(
@@ -216,14 +242,23 @@ def find_structure(
 def _exported(
     module: nn.Module, example: torch.Tensor, folder: Path, ledger: Ledger, run: str
 ) -> tuple[onnx.ModelProto, Artifact]:
-    """Return the unpruned graph, exported once per run: a resumed run reads the file the first one wrote."""
+    """Return the unpruned graph, exported once per run: a resumed run reads the file the first one wrote.
+
+    Raises:
+        LedgerError: if the file is damaged and this PyTorch exports another graph than the one the run started with.
+    """
     path, inputs = folder / "baseline.onnx", (TensorSpec(name="input", shape=tuple(example.shape)),)
     known = ledger.fact(run, "baseline.onnx")
-    if known is not None:
-        artifact = Artifact(path=path, kind="onnx", sha256=known, inputs=inputs).check()
-        return onnx.load(path, load_external_data=False), artifact
+    if known is not None and path.is_file() and file_sha256(path) == known:
+        return onnx.load(path, load_external_data=False), Artifact.of(path, kind="onnx", inputs=inputs)
     graph = export(module, example)
-    artifact = write_graph(graph, path, inputs)
+    artifact = write_graph(graph, path, inputs, lasting=True)
+    if known not in (None, artifact.sha256):
+        raise LedgerError(
+            f"{path} was changed, and exporting the model again gives another graph",
+            why="the run was started with another PyTorch",
+            next_step="start over with --fresh",
+        )
     ledger.record(run, "baseline.onnx", artifact.sha256)
     return graph, artifact
 
@@ -232,36 +267,61 @@ def _exported(
 
 
 def start_bench(prepared: Prepared, target: Target) -> tuple[Bench, Measurement]:
-    """Return the bench, and the timing of the unpruned model: measured once per run."""
-    config, ledger, run = prepared.config, prepared.ledger, prepared.run
-    reference = target.compile(prepared.baseline)
-    facts = ledger.fact(run, "baseline")
-    evaluator = _evaluator(prepared, facts)
-    if facts is None:
-        with prepared.progress.stage("measure the baseline"):
-            sampling = _final_sampling_of(config, prepared.budget, reference)
-            timing = target.measure(reference, replace(sampling, threshold=None, layers=True))
-        with prepared.progress.stage("accuracy of the baseline"):
-            quality = evaluator.quality(prepared.structure.space.full())
-        facts = {
-            "measurement": timing.to_json(),
-            "quality": asdict(quality),
-            "dtype": str(evaluator.dtype).removeprefix("torch."),
-        }
-        ledger.record(run, "baseline", facts)
-    timing, quality = Measurement.from_json(facts["measurement"]), Quality(**facts["quality"])
-    baseline_ms = timing.reference_ms(prepared.budget.confidence, prepared.budget.quantile).p50
+    """Return the bench, and the timing of the unpruned model: measured once per run.
+
+    Raises:
+        BudgetError: if the unpruned model meets the budget already.
+    """
+    reference = prepared.insist(lambda: target.compile(prepared.baseline))
+    timing = _baseline_timing(prepared, target, reference)
+    evaluator, quality = _baseline_quality(prepared)
     judge = Judge(
         baseline=quality,
-        limit_ratio=prepared.budget.limit_ratio(baseline_ms),
+        limit_ratio=_limit_ratio(prepared.budget, timing),
         confidence=prepared.budget.confidence,
         quantile=prepared.budget.quantile,
-        weights=config.search.reward.to_weights(),
+        weights=prepared.config.search.reward.to_weights(),
     )
     return _bench(prepared, target, evaluator, judge, reference), timing
 
 
-def _evaluator(prepared: Prepared, facts: Mapping[str, Any] | None) -> Evaluator:
+def _baseline_timing(prepared: Prepared, target: Target, reference: Artifact) -> Measurement:
+    known = prepared.ledger.fact(prepared.run, "baseline")
+    if known is not None:
+        return Measurement.from_json(known["measurement"])
+    sampling = _final_sampling_of(prepared.config, prepared.budget, reference)
+    with prepared.progress.stage("measure the baseline"):
+        timing = prepared.insist(lambda: target.measure(reference, replace(sampling, threshold=None, layers=True)))
+    prepared.ledger.record(prepared.run, "baseline", {"measurement": timing.to_json()})
+    return timing
+
+
+def _baseline_quality(prepared: Prepared) -> tuple[Evaluator, Quality]:
+    """Return what judges candidates and what it says of the unpruned model, in the arithmetic the run began with."""
+    known = prepared.ledger.fact(prepared.run, "baseline_quality")
+    if known is not None:
+        return _evaluator(prepared, known["precision"]), Quality(**known["quality"])
+    with prepared.progress.stage("accuracy of the baseline"):
+        evaluator = _evaluator(prepared, prepared.config.search.precision)
+        quality = evaluator.quality(prepared.structure.space.full())
+    precision = next(name for name, dtype in PRECISIONS.items() if dtype == evaluator.dtype)
+    prepared.ledger.record(prepared.run, "baseline_quality", {"quality": asdict(quality), "precision": precision})
+    return evaluator, quality
+
+
+def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
+    takes = baseline.reference_ms(budget.confidence, budget.quantile)
+    limit = budget.limit_ratio(takes.p50)
+    if limit >= 1:
+        raise BudgetError(
+            f"the unpruned model meets {budget.latency} already",
+            why=f"it takes {takes.p50:.4g} ms here",
+            next_step=f"ask for less than {takes.low:.3g}ms, or ship it as it is",
+        )
+    return limit
+
+
+def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
     validation = prepared.splits.validation.first(prepared.config.search.validation_images)
     calibration = [images for images, _ in prepared.splits.calibration.batches(CALIBRATION_BATCH)]
     return Evaluator(
@@ -270,7 +330,7 @@ def _evaluator(prepared: Prepared, facts: Mapping[str, Any] | None) -> Evaluator
         prepared.graph,
         validation=list(validation.batches(EVALUATION_BATCH)),
         calibration=calibration,
-        dtype=getattr(torch, facts["dtype"]) if facts else None,
+        dtype=PRECISIONS[precision],
     )
 
 
@@ -297,6 +357,7 @@ def _bench(prepared: Prepared, target: Target, evaluator: Evaluator, judge: Judg
         run=prepared.run,
         strategy=config.search.strategy,
         seed=config.search.seed,
+        sleep=prepared.request.sleep,
         stop=prepared.request.stop,
     )
 
@@ -369,10 +430,12 @@ def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits
     reach, confidence = bench.judge.ratio(probe.measurement), prepared.budget.confidence
     reachable_ms = probe.measurement.latency_ms(confidence, prepared.budget.quantile)
     stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
+    in_ms = prepared.budget.latency.unit == "ms"
+    enough = f"{reachable_ms.high * 1.02:.3g}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
     return NothingFits(
         f"no plan meets {prepared.budget.latency}: the narrowest takes {reach.p50:.3f}x ({reachable_ms.p50:.3g} ms)",
         why=f"what must stay costs that much; {stays}",
-        next_step=f"ask for at least {reach.high * 1.02:.2f}x, lower space.minimum_ratio or space.exclude less",
+        next_step=f"ask for at least {enough}, lower space.minimum_ratio or space.exclude less",
     )
 
 
@@ -383,7 +446,6 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
     """Return the winner, trained further with the unpruned model as its teacher; resumes from its checkpoint."""
     student = bench.base.evaluator.candidate(winner.plan)
     checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
-    steps = prepared.config.finetune.total_steps(len(prepared.splits.train))
     with prepared.progress.stage("fine-tune", total=1.0) as stage:
         done = 0.0
 
@@ -393,7 +455,6 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
             done = state.fraction
             prepared.request.stop()
 
-        del steps
         return finetune(
             student,
             prepared.model.module,
@@ -426,15 +487,13 @@ def prove(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
         ParityFailed: if the engine answers otherwise than PyTorch.
     """
     graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
-    artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs)
-    engine = target.compile(artifact)
+    artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs, lasting=True)
+    engine = prepared.insist(lambda: target.compile(artifact))
     images = prepared.splits.validation.tensor(slice(0, PARITY_SAMPLES))
     wanted = _answers(tuned.module, images)
     tolerances = (TOLERANCES[0] * float(np.abs(wanted).max()), TOLERANCES[1])
-    _check_parity(target, engine, images.numpy(), wanted, tolerances)
-    timing = target.measure(
-        engine, replace(_final_sampling(prepared, bench), threshold=None, layers=True, seed=1_000_003)
-    )
+    prepared.insist(lambda: _check_parity(target, engine, images.numpy(), wanted, tolerances))
+    timing = _final_timing(prepared, bench, target, engine)
     test = _test_accuracy(prepared, bench, tuned.module, artifact.sha256)
     assert winner.quality is not None
     evaluator = bench.base.evaluator
@@ -452,6 +511,16 @@ def prove(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
             "tuned": evaluator.judge(tuned.module).accuracy,
         },
     )
+
+
+def _final_timing(prepared: Prepared, bench: Bench, target: Target, engine: Artifact) -> Measurement:
+    known = prepared.ledger.fact(prepared.run, "final_measurement")
+    if known is not None and known["artifact_sha256"] == engine.sha256:
+        return Measurement.from_json(known)
+    sampling = replace(_final_sampling(prepared, bench), threshold=None, layers=True, seed=1_000_003)
+    timing = prepared.insist(lambda: target.measure(engine, sampling))
+    prepared.ledger.record(prepared.run, "final_measurement", timing.to_json())
+    return timing
 
 
 def _answers(module: nn.Module, images: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -483,10 +552,10 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
         return {"baseline": known["baseline"], "result": known["result"]}
     test: ArraySet = prepared.splits.open_test()
     batches = list(test.batches(EVALUATION_BATCH))
-    judge = bench.base.evaluator.judge
+    accuracy = bench.base.evaluator.accuracy
     facts = {
-        "baseline": judge(prepared.model.module, batches).accuracy,
-        "result": judge(tuned, batches).accuracy,
+        "baseline": accuracy(prepared.model.module, batches),
+        "result": accuracy(tuned, batches),
         "model": sha256,
     }
     prepared.ledger.record(prepared.run, "test", facts)
@@ -533,7 +602,7 @@ def _outcome(
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,
         budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy),
-        measurements=2 + sum(each.measurement is not None and not each.cached for each in trials),
+        measurements=2 + sum(_measured(each) for each in trials) + len(prepared.ledger.incidents(prepared.run)),
         trials=sum(each.phase == "search" for each in trials),
         widths=_width_changes(prepared.structure, winner.plan),
         layer_shares=layer_shares(prepared.structure, baseline),
@@ -543,6 +612,10 @@ def _outcome(
         conditions=proof.timing.conditions,
         run_dir=str(prepared.folder),
     )
+
+
+def _measured(trial: Trial) -> bool:
+    return trial.measurement is not None and not trial.cached
 
 
 def _baseline_facts(prepared: Prepared, bench: Bench, proof: Proof) -> ModelFacts:
@@ -640,7 +713,6 @@ def _deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) 
         archive = pack(folder, folder.with_name(f"{name}.tar"))
     report = prepared.folder / "report.html"
     outcome = replace(outcome, bundle=str(folder), archive=str(archive), report=str(report))
-    prepared.ledger.record(prepared.run, "final_measurement", proof.timing.to_json())
     prepared.ledger.record(prepared.run, "command", prepared.request.command)
     prepared.ledger.record(prepared.run, "outcome", outcome.to_json())
     with prepared.progress.stage("write the report"):

@@ -14,7 +14,7 @@ import onnx
 
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.cut import GraphCutter
-from edgeprune.durable import storage_errors
+from edgeprune.durable import replacing, storage_errors
 from edgeprune.errors import CandidateError
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.plan import Plan
@@ -58,14 +58,24 @@ class Base:
         return self.evaluator.quality(plan)
 
 
-def write_graph(graph: onnx.ModelProto, path: Path, inputs: tuple[TensorSpec, ...]) -> Artifact:
+def write_graph(
+    graph: onnx.ModelProto, path: Path, inputs: tuple[TensorSpec, ...], *, lasting: bool = False
+) -> Artifact:
     """Write a graph and return it as an artifact.
+
+    Args:
+        lasting: in place of an earlier one at once or not at all, whatever is killed; slower.
 
     Raises:
         StorageFull: if there is no room for it.
     """
+    content = graph.SerializeToString(deterministic=True)
     with storage_errors(path):
-        path.write_bytes(graph.SerializeToString(deterministic=True))
+        if lasting:
+            with replacing(path) as stream:
+                stream.write(content)
+        else:
+            path.write_bytes(content)
     return Artifact.of(path, kind="onnx", inputs=inputs)
 
 

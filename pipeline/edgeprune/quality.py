@@ -69,18 +69,18 @@ class Evaluator:
             recalibrate(module, self._calibration, self.dtype)
         return module.eval()
 
-    def judge(self, module: nn.Module, batches: Sequence[Batch] | None = None) -> Quality:
-        """Return accuracy and entropy of a (cut) model, on the validation images or on other labelled batches."""
+    def judge(self, module: nn.Module) -> Quality:
+        """Return accuracy and entropy of a (cut) model on the validation images."""
         ready = folded(module, self._pairs)
-        entropy_value = self._entropy(ready) if self._probe is not None and batches is None else None
-        ready = ready.to(self.dtype)
-        used = self._validation if batches is None else batches
-        right = images = 0
-        with torch.inference_mode():
-            for x, y in used:
-                right += int((ready(x.to(self.dtype, memory_format=_layout(x))).argmax(1) == y).sum())
-                images += len(y)
+        entropy_value = self._entropy(ready) if self._probe is not None else None
+        right = _right(ready.to(self.dtype), self._validation, self.dtype)
+        images = sum(len(labels) for _, labels in self._validation)
         return Quality(accuracy=right / images, entropy=entropy_value, images=images)
+
+    def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> float:
+        """Return top-1 of a (cut) model on other labelled batches, in float32: what is shipped is float32."""
+        right = _right(folded(module, self._pairs), batches, torch.float32)
+        return right / sum(len(labels) for _, labels in batches)
 
     def _activation_ranges(self) -> dict[str, tuple[float, float]]:
         ranges = {}
@@ -104,6 +104,12 @@ class Evaluator:
         for name, maps in seen.items():
             if maps.dim() == 4 and min(maps.shape[2:]) > 1:
                 yield name, maps
+
+
+@torch.inference_mode()
+def _right(module: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> int:
+    """Return how many images a module classifies correctly."""
+    return sum(int((module(x.to(dtype, memory_format=_layout(x))).argmax(1) == y).sum()) for x, y in batches)
 
 
 def convolution_batch_norms(graph: onnx.ModelProto) -> dict[str, str]:

@@ -227,6 +227,7 @@ class SearchConfig(Section):
         seed: of every random choice of the searcher.
         time_limit_s: seconds after which the best plan so far is taken; None: all trials.
         validation_images: number of validation images a candidate is judged on; None: all.
+        precision: of the accuracy passes of the search; "auto" times both once and takes the faster.
     """
 
     strategy: Literal["ddpg", "sac", "uniform", "random"] = "ddpg"
@@ -234,6 +235,7 @@ class SearchConfig(Section):
     seed: Seed = 0
     time_limit_s: Positive | None = None
     validation_images: Count | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     reward: RewardConfig = RewardConfig()
 
 

@@ -6,6 +6,7 @@ What the lab does wrong is repeated, noted as an incident and never told to the 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from edgeprune.errors import DeviceBusy, DeviceLost, LabError, LedgerError, Unstable
 from edgeprune.evaluate import Base, Judge, Stopwatch, evaluate
@@ -19,6 +20,8 @@ from edgeprune.trial import Trial
 
 BACK_OFF_S = (0.5, 2.0, 8.0, 30.0)
 """Waits before a measurement is tried again after the lab failed; then the run stops, resumable."""
+
+Done = TypeVar("Done")
 
 
 @dataclass(kw_only=True)
@@ -70,27 +73,50 @@ class Bench:
         return trial
 
     def _evaluated(self, plan: Plan, phase: str, number: int, sampling: Sampling, watch: Stopwatch) -> Trial:
-        for wait in (*BACK_OFF_S, None):
-            try:
-                return evaluate(
-                    plan,
-                    self.base,
-                    self.target,
-                    self.judge,
-                    replace(sampling, seed=number),
-                    number=number,
-                    phase=phase,
-                    strategy=self.strategy,
-                    watch=watch,
-                    cache=self.ledger.measurement if phase == "search" else None,
-                )
-            except (DeviceLost, DeviceBusy, Unstable) as error:
-                self.ledger.note_incident(self.run, kind=type(error).__name__, message=str(error), plan=plan)
-                if wait is None:
-                    raise _paused(error) from error
-                with watch.part("waiting"):
-                    self.sleep(wait)
-        raise AssertionError("the last wait is None")
+        def attempt() -> Trial:
+            return evaluate(
+                plan,
+                self.base,
+                self.target,
+                self.judge,
+                replace(sampling, seed=number),
+                number=number,
+                phase=phase,
+                strategy=self.strategy,
+                watch=watch,
+                cache=self.ledger.measurement if phase == "search" else None,
+            )
+
+        def pause(seconds: float) -> None:
+            with watch.part("waiting"):
+                self.sleep(seconds)
+
+        return insist(attempt, self.ledger, self.run, plan=plan, sleep=pause)
+
+
+def insist(
+    action: Callable[[], Done], ledger: Ledger, run: str, *, plan: Plan | None = None, sleep: Callable[[float], None]
+) -> Done:
+    """Return what `action` returns, tried again after ever longer waits while the lab fails.
+
+    Every failure is noted in the ledger as an incident.
+
+    Args:
+        plan: that is being tried, for the incident.
+        sleep: waits so many seconds.
+
+    Raises:
+        DeviceLost, DeviceBusy, Unstable: if the lab failed too often.
+    """
+    for wait in (*BACK_OFF_S, None):
+        try:
+            return action()
+        except (DeviceLost, DeviceBusy, Unstable) as error:
+            ledger.note_incident(run, kind=type(error).__name__, message=str(error), plan=plan)
+            if wait is None:
+                raise _paused(error) from error
+            sleep(wait)
+    raise AssertionError("the last wait is None")
 
 
 def _same_plan(trial: Trial, plan: Plan) -> Trial:
