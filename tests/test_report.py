@@ -343,6 +343,22 @@ def test_failures_incidents_conditions_and_the_command_are_on_the_page(html: str
         assert words in text
 
 
+def test_a_removed_layer_is_gone_and_a_result_has_no_stage_called_baseline() -> None:
+    trials, final = a_search(20), measured(random.Random(8), 0.47)
+    outcome = an_outcome(trials, final, layer_shares={"a": 0.6, "b": 0.4}, result_layer_shares={"a": 1.0})
+    stages = {"baseline": 0.936, "tuned": 0.93}
+    html = render(replace(outcome, result=replace(outcome.result, validation=stages)), trials)
+    assert "40.0\u00a0% \u2192 gone" in html
+    assert "validation, after fine-tuning" in html
+    assert "validation, baseline" not in html
+
+
+def test_candidates_are_counted_by_phase() -> None:
+    rng = random.Random(0)
+    last = judged(0, plan_of(rng, 0.5), measured(rng, 0.48), 0.8, phase="final")
+    assert "21 candidates (search 20, final 1)" in Page(render(None, [*a_search(20), last])).text
+
+
 def test_every_picture_is_there_in_a_wide_and_a_narrow_drawing(html: str) -> None:
     for label in (
         "budget 0.5x, result",
@@ -511,50 +527,63 @@ def browse(chromium: Path, page: Path, folder: Path, *flags: str) -> str:
     return done.stdout
 
 
-PROBE = """<!doctype html><iframe style="border:0;width:{width}px;height:900px"></iframe><output></output><script>
-const frame = document.querySelector("iframe"), seen = document.querySelector("output").dataset;
-frame.onload = () => {{
-  const page = frame.contentDocument, root = page.documentElement, box = each => each.getBoundingClientRect();
-  const shown = [...page.querySelectorAll("svg[role=img]")].filter(each => box(each).width > 0);
-  seen.width = frame.contentWindow.innerWidth;
-  seen.overflow = root.scrollWidth - root.clientWidth;
-  seen.height = root.scrollHeight;
-  seen.pictures = shown.length;
-  seen.letters = Math.min(...shown.flatMap(each => [...each.querySelectorAll("text")]).map(each => box(each).height));
-}};
-frame.srcdoc = {page};
+PROBE = """<!doctype html><body><script>
+const box = each => each.getBoundingClientRect();
+for (const [name, width, source] of {frames}) {{
+  const frame = document.createElement("iframe"), seen = document.createElement("output");
+  frame.style = `border: 0; width: ${{width}}px; height: 900px`;
+  frame.onload = () => {{
+    const root = frame.contentDocument.documentElement, drawings = [...root.querySelectorAll("svg[role=img]")];
+    const shown = drawings.filter(each => box(each).width > 0);
+    const letters = shown.flatMap(each => [...each.querySelectorAll("text")]).map(each => box(each).height);
+    const overflow = root.scrollWidth - root.clientWidth, inner = frame.contentWindow.innerWidth;
+    const found = {{name, width: inner, overflow, height: root.scrollHeight, shown: shown.length,
+      drawn: drawings.length, letters: Math.min(...letters)}};
+    seen.append(JSON.stringify(found));
+    frame.remove();
+  }};
+  frame.srcdoc = source;
+  document.body.append(frame, seen);
+}}
 </script>"""
 
 
-def probed(chromium: Path, html: str, folder: Path, width: int) -> dict[str, float]:
-    """Return what a browser makes of a page in a frame of this width; its own windows are never under 500 pixels."""
+@pytest.fixture(scope="module")
+def layouts(chromium: Path, html: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """What a browser makes of pages in frames of a width; its own windows are never under 500 pixels."""
+    frames = [("phone", 390, html), ("desk", 1280, html), ("long words", 390, full_of_long_words())]
+    folder = tmp_path_factory.mktemp("probe")
     probe = folder / "probe.html"
-    probe.write_text(PROBE.format(width=width, page=json.dumps(html).replace("</", "<\\/")), "utf-8")
+    probe.write_text(PROBE.format(frames=json.dumps(frames).replace("</", "<\\/")), "utf-8")
     dom = browse(chromium, probe, folder, "--window-size=1400,1000", "--dump-dom")
-    output = dom[dom.index("<output") : dom.index("</output>")]
-    return {name: float(value) for name, value in re.findall(r'data-([a-z]+)="([-\d.]+)"', output)}
+    seen = [json.loads(each) for each in re.findall("<output>({.*?})</output>", dom)]
+    return {each["name"]: each for each in seen}
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_the_page_fits_its_window_and_its_letters_can_be_read(
-    chromium: Path, html: str, tmp_path: Path, width: int
-) -> None:
-    seen = probed(chromium, html, tmp_path, width)
-    assert seen["width"] == width
-    assert seen["overflow"] == 0
-    assert seen["height"] > 3000
-    assert seen["pictures"] == html.count('role="img"') - 8, "of eight pictures with two drawings one is hidden"
-    assert seen["letters"] >= 10
-
-
-def test_in_a_browser_long_words_do_not_widen_the_page(chromium: Path, tmp_path: Path) -> None:
+def full_of_long_words() -> str:
     trials, final, word = a_search(20), measured(random.Random(8), 0.47), "x" * 300
     trials[4] = broken(4, word)
     widths = tuple(WidthChange(group=f"{word}.{k}.conv", before=2048, after=64 * k) for k in range(30))
     outcome = an_outcome(trials, final, model=word, target=word, widths=widths, versions={word: word})
     outcome = replace(outcome, budget=replace(outcome.budget, met=False, missed=(word,)))
-    html = render(outcome, trials, final_measurement=final, extra={"command": word, word: word})
-    assert probed(chromium, html, tmp_path, 390)["overflow"] == 0
+    return render(outcome, trials, final_measurement=final, extra={"command": word, word: word})
+
+
+@pytest.mark.parametrize(("name", "width"), [("phone", 390), ("desk", 1280)])
+def test_in_a_browser_the_page_fits_its_window_and_its_letters_can_be_read(
+    layouts: dict[str, dict[str, float]], name: str, width: int
+) -> None:
+    seen = layouts[name]
+    assert seen["width"] == width
+    assert seen["overflow"] == 0
+    assert seen["height"] > 3000
+    assert seen["shown"] == seen["drawn"] - 8, "of the two drawings of eight pictures one is hidden"
+    assert seen["letters"] >= 10
+
+
+def test_in_a_browser_long_words_do_not_widen_the_page(layouts: dict[str, dict[str, float]]) -> None:
+    assert layouts["long words"]["width"] == 390
+    assert layouts["long words"]["overflow"] == 0
 
 
 def test_in_a_browser_the_numbers_of_the_page_are_the_ledgers(chromium: Path, run: Path, tmp_path: Path) -> None:

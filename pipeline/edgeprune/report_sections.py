@@ -1,6 +1,7 @@
 """The parts of a report: values and trials in, numbers with names and pictures out."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -192,7 +193,8 @@ def _pair(field: str, before: float, after: float, write: Callable[[float], str]
 
 def _validation(outcome: Outcome) -> list[Compared]:
     start = outcome.baseline.validation.get("baseline")
-    return [_stage(stage, value, start) for stage, value in outcome.result.validation.items()]
+    stages = {stage: value for stage, value in outcome.result.validation.items() if stage != "baseline"}
+    return [_stage(stage, value, start) for stage, value in stages.items()]
 
 
 def _stage(stage: str, value: float, start: float | None) -> Compared:
@@ -259,7 +261,7 @@ def figures(outcome: Outcome | None, seen: Sequence[Seen], about: About) -> dict
         "tradeoff": _tradeoff(tried, landmarks, about),
         "landmarks": [each.kind for each in landmarks],
         "counts": {kind: sum(each.kind == kind for each in tried) for kind in ("fits", "over", "flagged", "failed")},
-        "tried": len(tried),
+        "tried": _by_phase(tried),
         "reward": _reward(tried),
         "terms": _terms(tried),
         "constants": _constants(tried),
@@ -267,6 +269,14 @@ def figures(outcome: Outcome | None, seen: Sequence[Seen], about: About) -> dict
         "widths": _widths(outcome) if outcome else None,
         "layers": _layers(outcome) if outcome else None,
     }
+
+
+def _by_phase(tried: Sequence[Seen]) -> str:
+    """Return how many candidates there are, and of which phase if there are several."""
+    counts = Counter(each.phase for each in tried)
+    parts = ", ".join(f"{phase} {count}" for phase, count in counts.items())
+    noun = "candidate" if len(tried) == 1 else "candidates"
+    return f"{len(tried)} {noun} ({parts})" if len(counts) > 1 else f"{len(tried)} {noun}"
 
 
 def _tradeoff(tried: Sequence[Seen], landmarks: Sequence[Landmark], about: About) -> Markup | str:
@@ -376,7 +386,7 @@ def _layers(outcome: Outcome) -> dict[str, Any] | None:
     if not before:
         return None
     size = outcome.result.ratio.p50 if outcome.result.ratio else 1.0
-    pairs = [_layer(name, share, after.get(name, 0.0), size) for name, share in before.items()]
+    pairs = [_layer(name, share, after.get(name), size) for name, share in before.items()]
     rest, rest_after = 1 - sum(before.values()), 1 - sum(after.values())
     if rest > 0.005:
         pairs.append(_layer("everything else", rest, rest_after if after else 0.0, size))
@@ -392,12 +402,14 @@ def _layers(outcome: Outcome) -> dict[str, Any] | None:
     return {"picture": picture, "table": table, "layers": len(before)}
 
 
-def _layer(name: str, share: float, after: float, size: float) -> Row:
-    """Return a layer's time before and after, both in per cent of the unpruned model's time."""
-    now = after * size
-    own = f"{share:.1%} of the unpruned model's time before, {after:.1%} of the result's time after"
-    text = f"{share * 100:.1f}{_ARROW}{now * 100:.1f}{quantities.NBSP}%"
-    return Row(name=name, before=share * 100, after=now * 100, text=text, label=f"{name}: {own}")
+def _layer(name: str, share: float, after: float | None, size: float) -> Row:
+    """Return a layer's time before and after, both in per cent of the unpruned model's time; None: it is gone."""
+    now = (after or 0.0) * size * 100
+    own = "gone from the result" if after is None else f"{after:.1%} of the result's time after"
+    end = "gone" if after is None else f"{now:.1f}{quantities.NBSP}%"
+    text = f"{share * 100:.1f}{'' if after is not None else quantities.NBSP + '%'}{_ARROW}{end}"
+    label = f"{name}: {share:.1%} of the unpruned model's time before, {own}"
+    return Row(name=name, before=share * 100, after=now, text=text, label=label)
 
 
 # Raw timings
