@@ -234,9 +234,30 @@ def test_a_hub_that_is_not_installed_is_explained(folder: Path, library: str, mo
     assert f"python -m pip install {library}" in text
 
 
-def test_hub_models_are_made_by_name(folder: Path) -> None:
-    """A timm model is made with the arguments given, and weights need not be downloaded."""
-    pytest.importorskip("timm")
-    loaded = load(folder, factory=None, name="timm:resnet18", kwargs={"pretrained": False}, input_shape=(1, 3, 32, 32))
-    assert loaded.classes == 1000
-    assert "cannot make 'resnet1'" in told(folder, factory=None, name="timm:resnet1", kwargs={"pretrained": False})
+def test_a_hub_model_is_made_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for timm sees the name and the arguments, and is asked for weights only where none are given."""
+    (folder / "hub").mkdir()
+    (folder / "hub" / "timm.py").write_text(
+        "from zoo import net\n"
+        "def create_model(name, pretrained, classes=5):\n"
+        "    if name != 'small' or pretrained:\n"
+        "        raise RuntimeError(f'no {name}, pretrained {pretrained}')\n"
+        "    return net(classes=classes)\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(folder / "hub")
+    torch.save(weights(folder), folder / "w.pt")
+    assert load(folder, factory=None, name="timm:small", weights="w.pt").classes == 5
+    assert load(folder, factory=None, name="timm:small", kwargs={"pretrained": False, "classes": 7}).classes == 7
+    assert "cannot make 'small': RuntimeError: no small, pretrained True" in told(
+        folder, factory=None, name="timm:small"
+    )
+
+
+def test_a_hub_that_belongs_to_another_torch_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing a torchvision that was built for another torch raises a RuntimeError."""
+    (folder / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(folder)
+    text = told(folder, factory=None, name="torchvision:resnet18")
+    assert "does not work with torch" in text
+    assert "--upgrade torchvision" in text

@@ -132,7 +132,7 @@ def _imported(library: str, name: str) -> ModuleType:
         raise ModelError(
             f"{library} does not work with torch {torch.__version__}",
             why=str(error).splitlines()[0],
-            next_step=f"python -m pip install --upgrade {library}, the version that belongs to this torch",
+            next_step="python -m pip install --upgrade torchvision, the version that belongs to this torch",
         ) from error
 
 
