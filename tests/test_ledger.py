@@ -160,7 +160,7 @@ def _trials(draw: st.DrawFn, number: int) -> Trial:
 _counter = itertools.count()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_trial_comes_back_equal_with_its_mappings_in_order(tmp_path: Path, data: st.DataObject) -> None:
     number = next(_counter)
@@ -387,25 +387,31 @@ def _write_until_killed(path: Path, acknowledged: int) -> None:
             os.write(acknowledged, b".")
 
 
-def test_rows_acknowledged_before_sigkill_exist_and_every_row_is_whole(path: Path) -> None:
-    """Fifteen kills at random moments, the opening of the ledger included, in one ledger."""
-    rng, kept = random.Random(5), 0
-    for _ in range(15):
-        out, into = os.pipe()
-        child = fork.Process(target=_write_until_killed, args=(path, into))
-        child.start()
-        os.close(into)
-        time.sleep(rng.uniform(0, 0.15))
+def _acknowledged_until_killed(path: Path, rows: int, seconds: float) -> int:
+    """Return how many rows a child acknowledged that is killed some seconds after it acknowledged `rows`."""
+    out, into = os.pipe()
+    child = fork.Process(target=_write_until_killed, args=(path, into))
+    child.start()
+    os.close(into)
+    with os.fdopen(out, "rb", buffering=0) as stream:
+        seen = sum(len(stream.read(1)) for _ in range(rows))
+        time.sleep(seconds)
         child.kill()
         child.join()
-        with os.fdopen(out, "rb") as stream:
-            kept += len(stream.read())
+        return seen + len(stream.read())
+
+
+def test_rows_acknowledged_before_sigkill_exist_and_every_row_is_whole(path: Path) -> None:
+    """Kills at random moments: while the ledger is opened, when it is fresh, and between and inside appends."""
+    rng, kept = random.Random(5), 0
+    for rows in (0, 0, 0, 1, 2, 0, 3, 0, 1, 4, 0, 2, 5, 1):
+        kept += _acknowledged_until_killed(path, rows, rng.uniform(0, 0.05))
         with Ledger.open(path) as ledger:
             stored = ledger.trials("r")
         assert stored == [trial(number) for number in range(len(stored))]
         assert kept <= len(stored) <= kept + 1
         kept = len(stored)
-    assert kept > 15
+    assert kept >= 19
 
 
 # Full disk
