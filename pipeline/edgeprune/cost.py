@@ -8,9 +8,11 @@ from edgeprune.channels import tensor_shapes
 
 
 def parameters(graph: onnx.ModelProto) -> int:
-    """Return the number of floating-point values stored in a graph."""
+    """Return the number of trained values in a graph that `edgeprune.export` wrote, running statistics left out."""
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    return sum(_size(each.dims) for each in graph.graph.initializer if each.data_type in kinds)
+    seen = {name for node in graph.graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
+    trained = (each for each in graph.graph.initializer if each.name not in seen and "/" not in each.name)
+    return sum(_size(each.dims) for each in trained if each.data_type in kinds)
 
 
 def macs(graph: onnx.ModelProto) -> int:

@@ -23,6 +23,12 @@ from edgeprune.structure import Structure
 from edgeprune.trial import Quality
 
 Batch = tuple[Tensor, Tensor]
+FOLDING_PROBE = 4
+"""Images on which folding the batch norms must change nothing."""
+
+FOLDING_TOLERANCE = 1e-3
+"""Largest difference that folding may make, relative to the largest logit."""
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -51,7 +57,7 @@ class Evaluator:
         dtype: torch.dtype | None = None,
     ) -> None:
         self._module, self._structure = module, structure
-        self._pairs = convolution_batch_norms(graph)
+        self._pairs = _foldable(module, convolution_batch_norms(graph), validation[0][0][:FOLDING_PROBE])
         self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
         self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
         self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
@@ -113,7 +119,7 @@ def _right(module: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> i
 
 
 def convolution_batch_norms(graph: onnx.ModelProto) -> dict[str, str]:
-    """Return batch norm → the convolution whose only reader it is, as module paths."""
+    """Return batch norm → the convolution whose only reader it is, as module paths; layers used twice are left out."""
     readers: dict[str, int] = {}
     for node in graph.graph.node:
         for name in node.input:
@@ -122,8 +128,20 @@ def convolution_batch_norms(graph: onnx.ModelProto) -> dict[str, str]:
     return {
         node.input[1].removesuffix(".weight"): made_by[node.input[0]].input[1].removesuffix(".weight")
         for node in graph.graph.node
-        if node.op_type == "BatchNormalization" and node.input[0] in made_by and readers[node.input[0]] == 1
+        if node.op_type == "BatchNormalization"
+        and node.input[0] in made_by
+        and readers[node.input[0]] == readers[node.input[1]] == readers[made_by[node.input[0]].input[1]] == 1
     }
+
+
+def _foldable(module: nn.Module, pairs: Mapping[str, str], images: Tensor) -> Mapping[str, str]:
+    """Return the pairs if folding them leaves the answers as they are, else none.
+
+    A forward method may read a convolution's weight without calling it; the graph does not show that.
+    """
+    with torch.inference_mode():
+        before, after = module.eval()(images), folded(module, pairs)(images)
+    return pairs if float((after - before).abs().max()) <= FOLDING_TOLERANCE * float(before.abs().max()) else {}
 
 
 def folded(module: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
@@ -158,6 +176,7 @@ def recalibrate(module: nn.Module, images: Sequence[Tensor], dtype: torch.dtype 
     norms = [each for each in module.modules() if isinstance(each, BATCH_NORMS) and each.track_running_stats]
     if not norms or not images:
         return
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
@@ -167,8 +186,8 @@ def recalibrate(module: nn.Module, images: Sequence[Tensor], dtype: torch.dtype 
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         for batch in images:
             module(batch)
-    for norm in norms:
-        norm.momentum = 0.1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     module.eval()
 
 
