@@ -141,6 +141,7 @@ def deploy(request: Request) -> Outcome:
 
 def _carry_out(prepared: Prepared, target: Target) -> Outcome:
     bench, timing = start_bench(prepared, target)
+    _announce(prepared, bench, timing)
     problem = pose(prepared, bench, timing)
     seconds = _Seconds(prepared.ledger, prepared.run)
     with seconds.of("search"):
@@ -153,6 +154,24 @@ def _carry_out(prepared: Prepared, target: Target) -> Outcome:
         proof = prove(prepared, bench, target, winner, tuned)
     outcome = _outcome(prepared, bench, timing, winner, proof, seconds.total())
     return _deliver(prepared, outcome, winner, proof)
+
+
+def _announce(prepared: Prepared, bench: Bench, timing: Measurement) -> None:
+    """Write down what the report of an unfinished run needs to know."""
+    facts = {
+        "model": prepared.model.name,
+        "target": prepared.request.target,
+        "strategy": bench.strategy,
+        "seed": bench.seed,
+        "trials": prepared.config.search.trials,
+        "requested": str(prepared.budget.latency),
+        "limit_ratio": bench.judge.limit_ratio,
+        "emulated": timing.emulated,
+        "metric": timing.metric,
+        "confidence": prepared.budget.confidence,
+        "quantile": prepared.budget.quantile,
+    }
+    prepared.ledger.record(prepared.run, "setup", facts)
 
 
 # -- prepare --------------------------------------------------------------------------------------------------------
