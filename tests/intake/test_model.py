@@ -41,6 +41,10 @@ class FixedBatch(nn.Module):
     def forward(self, x):
         return x.reshape(1, -1)[:, :6]
 
+class OneAtATime(nn.Module):
+    def forward(self, x):
+        return x.view(1, 64)
+
 class Exploding(nn.Module):
     def forward(self, x):
         return x.flatten(1) / 0
@@ -180,6 +184,7 @@ def test_a_factory_that_raises_keeps_the_original_error(folder: Path) -> None:
         ("zoo:maps", {}, "maps 1 x 1 x 8 x 8 to 1 x 4 x 6 x 6"),
         ("zoo:Pair", {}, "returns a tuple"),
         ("zoo:FixedBatch", {}, "another answer for an image alone"),
+        ("zoo:OneAtATime", {}, "cannot process 2 x 1 x 8 x 8"),
         ("zoo:Moody", {}, "not deterministic in eval mode"),
         ("zoo:Exploding", {}, "returns NaN or infinity"),
     ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,15 +23,16 @@ Sets = dict[str, ArraySet]
 SPLITS = ("train", "validation", "test")
 
 
-@runtime_checkable
 class MapStyle(Protocol):
     """A data set as torch knows it: a length, and (image, label) by index."""
 
     def __len__(self) -> int:
         """Return the number of images."""
+        ...
 
     def __getitem__(self, index: int) -> Any:
         """Return an image and its label."""
+        ...
 
 
 def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ArraySet:
@@ -215,8 +216,9 @@ def from_factory(made: object, source: str, limit: int | None) -> dict[str, Pair
 def _pair(made: object, source: str, limit: int | None) -> Pair:
     if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[1], np.ndarray | Tensor | list | tuple):
         return made[0], made[1]
-    if isinstance(made, MapStyle) and not isinstance(made, str | bytes | Mapping):
-        return _materialised(made, source, limit)
+    indexed = hasattr(made, "__len__") and hasattr(made, "__getitem__")
+    if indexed and not isinstance(made, str | bytes | Mapping):
+        return _materialised(cast(MapStyle, made), source, limit)
     raise DataError(
         f"{source} returned a {type(made).__name__}",
         why="(images, labels), a map-style data set, or a mapping of train and test to either is wanted",

@@ -139,13 +139,14 @@ def _imported(library: str, name: str) -> ModuleType:
 def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     """Return the number of classes after trying one image and two."""
     pair = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
-    alone, together = _forward(module, pair[:1], name), _forward(module, pair, name)
+    alone = _forward(module, pair[:1], name, "set model.input_shape to what it was trained on, batch 1")
     if alone.dim() != 2 or alone.shape[0] != 1 or alone.shape[1] < 2:
         raise ModelError(
             f"{name} maps {_times(shape)} to {_times(tuple(alone.shape))}",
             why="logits of shape images x classes are wanted, with two classes or more",
             next_step="wrap the model so that it returns the logits of a classifier",
         )
+    together = _forward(module, pair, name, _advice(module))
     if not bool(torch.isfinite(together).all()):
         raise ModelError(f"{name} returns NaN or infinity for ordinary noise", next_step="check its weights")
     scale = float(together.abs().max()) or 1.0
@@ -153,14 +154,12 @@ def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
         raise ModelError(
             f"{name} gives another answer for an image alone than in a batch of two",
             why="it was written or exported for one batch size, or it is not deterministic in eval mode",
-            next_step='export it with dynamic_shapes={"x": {0: torch.export.Dim("batch")}}'
-            if _exported(module)
-            else "",
+            next_step=_advice(module),
         )
     return alone.shape[1]
 
 
-def _forward(module: nn.Module, images: Tensor, name: str) -> Tensor:
+def _forward(module: nn.Module, images: Tensor, name: str, advice: str) -> Tensor:
     try:
         with torch.inference_mode():
             output = module(images)
@@ -168,7 +167,7 @@ def _forward(module: nn.Module, images: Tensor, name: str) -> Tensor:
         raise ModelError(
             f"{name} cannot process {_times(tuple(images.shape))}",
             why=f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}",
-            next_step="set model.input_shape to what it was trained on, batch 1",
+            next_step=advice,
         ) from error
     if not isinstance(output, Tensor):
         kind = type(output).__name__
@@ -176,8 +175,11 @@ def _forward(module: nn.Module, images: Tensor, name: str) -> Tensor:
     return output
 
 
-def _exported(module: nn.Module) -> bool:
-    return isinstance(module, torch.fx.GraphModule)
+def _advice(module: nn.Module) -> str:
+    """Return what to do about a model that works on one image and not on two."""
+    if isinstance(module, torch.fx.GraphModule):
+        return 'export it with dynamic_shapes={"x": {0: torch.export.Dim("batch")}}'
+    return "let its forward take any number of images"
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -24,17 +24,18 @@ from edgeprune.intake.program import Call, Program, Ref
 FUNCTIONS = frozenset(
     """
     abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d add_ add alias amax amin
-    arange avg_pool1d avg_pool2d batch_norm bmm cat celu celu_ channel_shuffle chunk clamp_ clamp clamp_max
-    clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv_transpose2d detach div div_ einsum elu elu_
-    eq erf exp expand expand_as expm1 flatten flip full gelu glu group_norm gt hardsigmoid hardsigmoid_ hardswish
-    hardswish_ hardtanh_ hardtanh index index_select instance_norm layer_norm leaky_relu_ leaky_relu
-    linalg_vector_norm linear local_response_norm log log1p log_softmax logsumexp lt matmul max max_pool1d
-    max_pool2d maximum mean min minimum mish_ mish mul mul_ narrow neg ones ones_like pad permute pixel_shuffle
-    pixel_unshuffle pow prelu reciprocal relu_ relu relu6 relu6_ repeat reshape roll rsqrt rsub
-    scaled_dot_product_attention select selu_ selu sigmoid sigmoid_ silu silu_ slice softmax softplus split
-    split_with_sizes sqrt square squeeze stack std sub_ sub sum sym_size t tanh tanh_ to transpose type_as unbind
-    unflatten unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d var view
-    where zeros zeros_like
+    arange argmax avg_pool1d avg_pool2d batch_norm bitwise_not bmm cat ceil celu_ celu channel_shuffle chunk clamp_
+    clamp clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv_transpose2d cos cumsum
+    detach div_ div einsum elu elu_ empty_like eq erf exp expand expand_as expm1 flatten flip floor full full_like
+    ge gelu glu group_norm gt hardsigmoid_ hardsigmoid hardswish hardswish_ hardtanh hardtanh_ index index_select
+    instance_norm layer_norm le leaky_relu leaky_relu_ linalg_vector_norm linear local_response_norm log log1p
+    log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max max_pool1d max_pool2d maximum
+    mean min minimum mish mish_ movedim mul mul_ narrow ne neg ones ones_like pad permute pixel_shuffle
+    pixel_unshuffle pow prelu prod reciprocal relu_ relu relu6_ relu6 repeat repeat_interleave reshape reshape_as
+    roll rsqrt rsub scalar_tensor scaled_dot_product_attention select selu selu_ sigmoid_ sigmoid silu silu_ sin
+    slice softmax softplus split split_with_sizes sqrt square squeeze stack std sub sub_ sum swapaxes sym_size t
+    tanh_ tanh tile to transpose type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d
+    upsample_nearest2d _upsample_nearest_exact2d var view view_as where zeros zeros_like
     """.split()
 )
 """ATen operators that a program may call."""
