@@ -2,14 +2,15 @@
 
 torch-pruning says which channels of which *layers* fall together. A graph holds more that knows about channels:
 split sizes, slice ends, pad amounts, reshape targets, per-channel constants. This walk finds all of it, turns it
-into edits a plan fills in, and checks torch-pruning's answer on the way: where the two disagree the channels are
-frozen, with the reason.
+into edits a plan fills in, and checks torch-pruning's answer on the way: channels that meet without being coupled are
+reported as ties, and what the walk cannot follow is frozen, with the reason.
 
     Conv(layer1.0.conv1) ──owners [4 4 7 9 ...]──▶ BatchNormalization ──▶ Relu ──▶ Conv: its input side must match
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgeprune.coupling import Coupling
+from edgeprune.removal import Removal, Step, find_removal, steps_of
 
 Owners = NDArray[np.int64]
 """Class of each channel; -1: fixed; below -1: a zero-filled channel that belongs with whatever it is added to."""
@@ -24,16 +26,12 @@ Owners = NDArray[np.int64]
 FIXED = -1
 
 UNARY = frozenset(
-    "Relu LeakyRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Selu Celu Softplus Softsign Gelu Mish Erf Sqrt "
-    "Exp Log Neg Abs Identity Dropout Cast ThresholdedRelu MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool Resize "
-    "Reciprocal Floor Ceil Round Sign Swish".split()
+    "Relu LeakyRelu ThresholdedRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Selu Celu Softplus Softsign Gelu Mish "
+    "Swish Erf Sqrt Exp Log Neg Abs Sign Floor Ceil Round Reciprocal Identity Dropout Cast "
+    "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool".split()
 )
 BINARY = frozenset("Add Sub Mul Div Max Min Pow".split())
-REDUCTIONS = frozenset("ReduceMean ReduceMax ReduceMin ReduceSum ReduceL2".split())
-ZERO_STAYS_ZERO = frozenset(
-    "BatchNormalization Relu LeakyRelu MaxPool AveragePool GlobalAveragePool Identity Dropout Conv".split()
-)
-"""Through these a branch without channels stays silent (biases included: the whole branch is what is removed)."""
+REDUCTIONS = frozenset("ReduceMean ReduceMax ReduceMin ReduceSum ReduceL1 ReduceL2".split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +45,11 @@ class Take:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Write how many of these channels are kept into one place of an integer initializer, plus a constant."""
+    """Write how many of these channels are kept into one place of an integer initializer."""
 
     initializer: str
     place: int
     owners: Owners
-    plus: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +72,30 @@ class ChannelMap:
         edits: everything in the graph that a plan changes.
         frozen: class → why it must stay.
         nodes: layer name → ONNX node name, in graph order, for convolutions and linear layers.
+        unseen: layer name → why the walk met no node of it that it can cut.
+        strays: node name → channels, of convolutions and products whose weight belongs to no layer.
         shapes: tensor name → shape.
-        halves: pairs of equal parts that one split makes; code that splits in equal parts needs them equal.
+        ties: pairs of channel axes that meet, or that one split made equal, without being coupled.
+        conflict: whether any met that are not coupled, or that are taken for no channels at all: torch-pruning erred.
+        steps: the nodes, as a removal sees them.
+        outputs: tensors that leave the graph.
     """
 
     owners: Mapping[str, Owners]
     edits: tuple[Edit, ...]
     frozen: Mapping[int, str]
     nodes: Mapping[str, str]
+    unseen: Mapping[str, str]
+    strays: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
-    halves: tuple[tuple[Owners, Owners], ...]
+    ties: tuple[tuple[Owners, Owners], ...]
+    conflict: bool
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+
+    def removal(self, classes: frozenset[int]) -> Removal | None:
+        """Return what is left when the channels of `classes` all go, None if more than residual branches would die."""
+        return find_removal(self.steps, self.owners, self.shapes, classes, self.outputs)
 
 
 def trace_channels(proto: onnx.ModelProto, coupling: Coupling) -> ChannelMap:
@@ -97,6 +108,15 @@ def trace_channels(proto: onnx.ModelProto, coupling: Coupling) -> ChannelMap:
     return _Walk(proto, coupling).run()
 
 
+def tensor_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return tensor name → static shape, initializers included; 0 where a dimension is not static."""
+    graph = proto.graph
+    shapes = {each.name: tuple(each.dims) for each in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        shapes[value.name] = tuple(each.dim_value for each in value.type.tensor_type.shape.dim)
+    return shapes
+
+
 class _Walk:
     def __init__(self, proto: onnx.ModelProto, coupling: Coupling) -> None:
         self.graph = proto.graph
@@ -105,9 +125,14 @@ class _Walk:
         self.constants = {each.name: each for each in proto.graph.initializer}
         self.shapes = tensor_shapes(proto)
         self.owners: dict[str, Owners] = {}
-        self.edits: list[Edit] = []
+        self.takes: dict[tuple[str, int], Take] = {}
+        self.edits: list[Count | Groups] = []
         self.layer_nodes: dict[str, str] = {}
-        self.halves: list[tuple[Owners, Owners]] = []
+        self.per_channel: set[str] = set()
+        self.strays: dict[str, int] = {}
+        self.parts: dict[str, list[Owners]] = {}
+        self.ties: list[tuple[Owners, Owners]] = []
+        self.conflict = False
         self.joined: dict[int, int] = {}
         self.fresh = FIXED - 1
 
@@ -115,30 +140,44 @@ class _Walk:
         for value in self.graph.input:
             self.owners[value.name] = self._fixed(value.name)
         for node in self.graph.node:
-            self._visit(node)
+            rule = _RULES.get(node.op_type)
+            if rule is None or not self._readable(node):
+                self._give_up(node)
+            else:
+                rule(self, node)
         for value in self.graph.output:
             self._freeze(self.owners.get(value.name), "it is the model's output")
-        self._freeze_layers_not_seen()
+        self._tie_parts()
+        unseen = self._unseen_layers()
+        return self._resolved_map(unseen)
+
+    def _resolved_map(self, unseen: Mapping[str, str]) -> ChannelMap:
+        interned: dict[bytes, Owners] = {}
+
+        def resolved(owners: Owners) -> Owners:
+            found = np.array([max(FIXED, self._root(each)) for each in owners.tolist()], dtype=np.int64)
+            return interned.setdefault(found.tobytes(), found)  # a cut looks each distinct axis up once
+
         return ChannelMap(
-            owners={name: self._resolved(owners) for name, owners in self.owners.items()},
-            edits=tuple(_with_owners(edit, self._resolved(edit.owners)) for edit in self.edits),
+            owners={name: resolved(owners) for name, owners in self.owners.items()},
+            edits=tuple(replace(edit, owners=resolved(edit.owners)) for edit in (*self.takes.values(), *self.edits)),
             frozen=self.frozen,
             nodes=self.layer_nodes,
+            unseen=unseen,
+            strays=self.strays,
             shapes=self.shapes,
-            halves=tuple(self.halves),
+            ties=tuple(self.ties),
+            conflict=self.conflict,
+            steps=steps_of(self.graph),
+            outputs=tuple(value.name for value in self.graph.output),
         )
 
-    # -- the walk ---------------------------------------------------------------------------------------------
+    # -- one rule an operation --------------------------------------------------------------------------------
 
-    def _visit(self, node: onnx.NodeProto) -> None:
-        rule = _RULES.get(node.op_type)
-        if rule is None or not all(self._known(name) for name in node.input[:1]):
-            self._give_up(node)
-        else:
-            rule(self, node)
-
-    def _known(self, name: str) -> bool:
-        return name in self.owners
+    def _readable(self, node: onnx.NodeProto) -> bool:
+        """Return whether the walk knows the channels of every tensor the node reads, and there is one."""
+        known = [name in self.owners for name in node.input if name and name not in self.constants]
+        return all(known) and bool(known) and (node.op_type in BINARY or node.input[0] not in self.constants)
 
     def _give_up(self, node: onnx.NodeProto, why: str = "which edgeprune cannot cut") -> None:
         for name in node.input:
@@ -148,155 +187,159 @@ class _Walk:
                 self.owners[name] = self._fixed(name)
 
     def _pass(self, node: onnx.NodeProto) -> None:
-        owners = self.owners[node.input[0]]
-        if self._channels(node.output[0]) != len(owners):
+        owners = self.owners.get(node.input[0])
+        if owners is None or self._channels(node.output[0]) != len(owners):
             self._give_up(node)
             return
-        for name in node.output:
-            if name:
-                self.owners[name] = owners
+        self.owners |= {name: owners for name in node.output if name}
 
     def _convolution(self, node: onnx.NodeProto) -> None:
-        layer = node.input[1].removesuffix(".weight")
-        if (layer, "out") not in self.classes:
-            self._give_up(node, "whose weight belongs to no layer")
+        layer = self._layer(node)
+        if layer is None:
             return
-        self.layer_nodes.setdefault(layer, node.name)
         into, out = self.classes[layer, "in"], self.classes[layer, "out"]
-        group = next((each.i for each in node.attribute if each.name == "group"), 1)
-        self._match(self.owners[node.input[0]], into, node)
-        place_in, place_out = (1, 0) if node.op_type == "Conv" else (0, 1)
-        if group == len(into) == len(out) > 1:
+        groups = _attribute(node, "group", 1)
+        per_in, per_out = into[: len(into) // groups], out[: len(out) // groups]
+        if groups == len(into) == len(out) > 1:
             self.edits.append(Groups(node=node.name, owners=out))
             self._take(node.input[1], 0, out)
-        elif group > 1:
-            sides = (out, into[: len(into) // group]) if node.op_type == "Conv" else (out[: len(out) // group], into)
-            self._take(node.input[1], place_out, sides[0])
-            self._take(node.input[1], place_in, sides[1])
         else:
-            self._take(node.input[1], place_out, out)
-            self._take(node.input[1], place_in, into)
-        if len(node.input) > 2 and node.input[2]:
-            self._take(node.input[2], 0, out)
-        self.owners[node.output[0]] = out
+            sides = (out, per_in) if node.op_type == "Conv" else (into, per_out)
+            for axis, owners in enumerate(sides):
+                self._take(node.input[1], axis, owners)
+        self._finish_layer(node, into, out)
 
     def _linear(self, node: onnx.NodeProto) -> None:
-        layer = node.input[1].removesuffix(".weight")
-        transposed = next((each.i for each in node.attribute if each.name == "transB"), 0)
-        if (layer, "out") not in self.classes or not transposed:
-            self._give_up(node, "whose weight belongs to no layer")
+        if not _attribute(node, "transB", 0):
+            self._stray(node)
             return
-        self.layer_nodes.setdefault(layer, node.name)
+        layer = self._layer(node)
+        if layer is None:
+            return
         into, out = self.classes[layer, "in"], self.classes[layer, "out"]
-        self._match(self.owners[node.input[0]], into, node)
         self._take(node.input[1], 0, out)
         self._take(node.input[1], 1, into)
-        if len(node.input) > 2:
+        self._finish_layer(node, into, out)
+
+    def _layer(self, node: onnx.NodeProto) -> str | None:
+        """Return the layer whose weight a node holds; if there is none, freeze what the node reads."""
+        layer, _, tensor = str(node.input[1]).rpartition(".")
+        if tensor != "weight" or (layer, "in") not in self.classes or node.input[1] not in self.constants:
+            self._stray(node)
+            return None
+        self.layer_nodes.setdefault(layer, node.name)
+        return layer
+
+    def _stray(self, node: onnx.NodeProto) -> None:
+        self._give_up(node, "whose weight belongs to no layer")
+        self.strays[node.name] = self._channels(node.output[0])
+
+    def _finish_layer(self, node: onnx.NodeProto, into: Owners, out: Owners) -> None:
+        read = self.owners[node.input[0]]
+        self.conflict |= len(read) == len(into) and bool(((into == FIXED) & (read > FIXED)).any())
+        self._match(read, into, node.name)
+        if len(node.input) > 2 and node.input[2]:
             self._take(node.input[2], 0, out)
         self.owners[node.output[0]] = out
 
     def _per_channel(self, node: onnx.NodeProto) -> None:
         owners = self.owners[node.input[0]]
         for name in node.input[1:]:
-            if self._constant_size(name) == len(owners):
-                self._take(name, next(i for i, n in enumerate(self.shapes[name]) if n == len(owners)), owners)
-            elif self._constant_size(name) != 1:
-                self._give_up(node)
+            size = int(np.prod(self.shapes[name])) if name in self.constants else -1
+            if size not in (1, len(owners)):
+                self._give_up(node, "whose slopes or statistics are computed in the graph")
                 return
+            layer = name.rpartition(".")[0]
+            self.per_channel.add(layer)
+            if size == len(owners):
+                owners = self._match(owners, self.classes.get((layer, "out"), owners), node.name)
+                self._take(name, self.shapes[name].index(size), owners)
         self._pass(node)
 
     def _binary(self, node: onnx.NodeProto) -> None:
-        rank = len(self.shapes[node.output[0]])
-        result: Owners | None = None
-        for name in node.input:
-            owners = self._operand(node, name, rank)
-            if owners is None or len(owners) == 1 < self._channels(node.output[0]):
-                continue  # broadcast over the channels
-            result = owners if result is None else self._match(result, owners, node)
-        self.owners[node.output[0]] = self._fixed(node.output[0]) if result is None else result
-        for name in node.input:
-            self._take_operand(name, rank, self.owners[node.output[0]])
-
-    def _operand(self, node: onnx.NodeProto, name: str, rank: int) -> Owners | None:
-        if name in self.constants:
-            return None
-        if len(self.shapes[name]) != rank:
+        rank, channels = len(self.shapes[node.output[0]]), self._channels(node.output[0])
+        tensors = [name for name in node.input if name not in self.constants]
+        if any(len(self.shapes[name]) != rank for name in tensors):
             self._give_up(node)
-            return None
-        return self.owners[name]
-
-    def _take_operand(self, name: str, rank: int, owners: Owners) -> None:
-        if name not in self.constants:
             return
-        axis = 1 - rank + len(self.shapes[name])
-        if axis >= 0 and self.shapes[name][axis] == len(owners) > 1:
-            self._take(name, axis, owners)
+        spread = [self.owners[name] for name in tensors if len(self.owners[name]) == channels]
+        result = spread[0] if spread else self._fixed(node.output[0])
+        for owners in spread[1:]:
+            result = self._match(result, owners, node.name)
+        for name in node.input:
+            axis = 1 - rank + len(self.shapes[name])  # the channel axis, counted from the front of this operand
+            if name in self.constants and axis >= 0 and self.shapes[name][axis] == channels > 1:
+                self._take(name, axis, result)
+        self.owners[node.output[0]] = result
 
     def _reduce(self, node: onnx.NodeProto) -> None:
-        axes = self._integers(node, 1, "axes")
         rank = len(self.shapes[node.input[0]])
-        if not axes or 1 in {each % rank for each in axes} or 0 in {each % rank for each in axes}:
+        axes = {each % rank for each in self._integers(node, 1, "axes") or range(rank)}
+        if axes & {0, 1}:
             self._give_up(node, "which mixes channels")
         else:
             self._pass(node)
 
     def _concat(self, node: onnx.NodeProto) -> None:
-        rank = len(self.shapes[node.output[0]])
-        axis = next(each.i for each in node.attribute if each.name == "axis") % rank
+        axis = _attribute(node, "axis", 0) % len(self.shapes[node.output[0]])
         if not all(name in self.owners for name in node.input):
             self._give_up(node)
         elif axis == 1:
             self.owners[node.output[0]] = np.concatenate([self.owners[name] for name in node.input])
         else:
             for name in node.input[1:]:
-                self._match(self.owners[node.input[0]], self.owners[name], node)
+                self._match(self.owners[node.input[0]], self.owners[name], node.name)
             self._pass(node)
 
     def _split(self, node: onnx.NodeProto) -> None:
         owners = self.owners[node.input[0]]
-        axis = next((each.i for each in node.attribute if each.name == "axis"), 0) % len(self.shapes[node.input[0]])
-        if axis != 1:
+        if _attribute(node, "axis", 0) % len(self.shapes[node.input[0]]) != 1:
             self._pass(node)
-            return
-        if len(node.input) < 2 or node.input[1] not in self.constants:
+        elif len(node.input) < 2 or node.input[1] not in self.constants:
             self._give_up(node, "whose sizes are not in the graph")
-            return
-        sizes = [self._channels(name) for name in node.output]
-        parts = np.split(owners, np.cumsum(sizes)[:-1])
-        if len(set(sizes)) == 1:
-            self.halves += [(parts[0], part) for part in parts[1:]]
-        for place, part in enumerate(parts):
-            self.edits.append(Count(initializer=node.input[1], place=place, owners=part))
-            self.owners[node.output[place]] = part
+        else:
+            ends = np.cumsum([self._channels(name) for name in node.output])
+            for place, part in enumerate(np.split(owners, ends[:-1])):
+                self.edits.append(Count(initializer=node.input[1], place=place, owners=part))
+                self._part(node.input[0], node.output[place], part)
 
     def _slice(self, node: onnx.NodeProto) -> None:
+        if not self._fixed_sizes(node):
+            return
         owners = self.owners[node.input[0]]
-        rank = len(self.shapes[node.input[0]])
-        starts, ends = self._integers(node, 1), self._integers(node, 2)
-        axes = [each % rank for each in self._integers(node, 3) or list(range(len(starts)))]
-        steps = self._integers(node, 4) or [1] * len(starts)
-        for place, axis in enumerate(axes):
-            if axis != 1:
-                continue
-            first, last, _ = slice(starts[place], ends[place]).indices(len(owners))
-            if steps[place] != 1:
+        for place, first, last, step in self._channel_ranges(node):
+            if step != 1:
                 self._give_up(node, "which takes every so many channels")
                 return
             self.edits.append(Count(initializer=node.input[1], place=place, owners=owners[:first]))
             self.edits.append(Count(initializer=node.input[2], place=place, owners=owners[:last]))
             owners = owners[first:last]
-        self.owners[node.output[0]] = owners
+        self._part(node.input[0], node.output[0], owners)
+
+    def _channel_ranges(self, node: onnx.NodeProto) -> list[tuple[int, int, int, int]]:
+        """Return (place among the axes, first, last, step) of every slice of the channel axis."""
+        shape = self.shapes[node.input[0]]
+        starts, ends = self._integers(node, 1), self._integers(node, 2)
+        axes = self._integers(node, 3) or list(range(len(starts)))
+        steps = self._integers(node, 4) or [1] * len(starts)
+        ranges = zip(starts, ends, axes, steps, strict=True)
+        return [
+            (place, *slice(start, end, step).indices(shape[1]))
+            for place, (start, end, axis, step) in enumerate(ranges)
+            if axis % len(shape) == 1
+        ]
 
     def _pad(self, node: onnx.NodeProto) -> None:
+        if not self._fixed_sizes(node):
+            return
+        owners = self.owners[node.input[0]]
         rank = len(self.shapes[node.input[0]])
         pads, axes = self._integers(node, 1), self._integers(node, 3) or list(range(rank))
-        mode = next((each.s for each in node.attribute if each.name == "mode"), b"constant")
-        owners = self.owners[node.input[0]]
         for place, axis in enumerate(axes):
             before, after = pads[place], pads[place + len(axes)]
             if axis % rank != 1 or not (before or after):
                 continue
-            if mode != b"constant" or not self._pads_with_zero(node):
+            if min(before, after) < 0 or not self._pads_with_zero(node):
                 self._give_up(node, "which pads channels with something else than zeros")
                 return
             head, tail = self._zeros(before), self._zeros(after)
@@ -306,28 +349,56 @@ class _Walk:
         self.owners[node.output[0]] = owners
 
     def _pads_with_zero(self, node: onnx.NodeProto) -> bool:
-        if len(node.input) < 3 or not node.input[2]:
-            return True
-        return node.input[2] in self.constants and not numpy_helper.to_array(self.constants[node.input[2]]).any()
+        if next((each.s for each in node.attribute if each.name == "mode"), b"constant") != b"constant":
+            return False
+        value = node.input[2] if len(node.input) > 2 else ""
+        return not value or (value in self.constants and not numpy_helper.to_array(self.constants[value]).any())
 
     def _reshape(self, node: onnx.NodeProto) -> None:
         owners = self.owners[node.input[0]]
         source, target = self.shapes[node.input[0]], self.shapes[node.output[0]]
+        if not self._fixed_sizes(node):
+            return
         if len(target) < 2 or source[0] != target[0]:
             self._give_up(node)
         elif target[1] == source[1]:
-            self._resized(node, owners)
+            self._resized(node, owners, 1)
         elif len(target) == 2 and target[1] == int(np.prod(source[1:])):
-            self._resized(node, np.repeat(owners, target[1] // source[1]))
+            self._resized(node, np.repeat(owners, target[1] // source[1]), 1)
         else:
             self._give_up(node, "which regroups channels")
 
-    def _resized(self, node: onnx.NodeProto, owners: Owners) -> None:
-        if node.op_type != "Flatten":
-            shape = self._integers(node, 1)
-            if len(shape) > 1 and shape[1] > 0:
-                self.edits.append(Count(initializer=node.input[1], place=1, owners=owners))
+    def _expand(self, node: onnx.NodeProto) -> None:
+        source, target = self.shapes[node.input[0]], self.shapes[node.output[0]]
+        if not self._fixed_sizes(node):
+            return
+        if len(source) == len(target) and source[:2] == target[:2]:
+            self._resized(node, self.owners[node.input[0]], 1)
+        else:
+            self._give_up(node, "which makes channels")
+
+    def _resize(self, node: onnx.NodeProto) -> None:
+        owners = self.owners[node.input[0]]
+        if not self._fixed_sizes(node):
+            return
+        if self._channels(node.output[0]) != len(owners):
+            self._give_up(node, "which resizes channels")
+        else:
+            self._resized(node, owners, 3)
+
+    def _resized(self, node: onnx.NodeProto, owners: Owners, place: int) -> None:
+        """Let the node's shape input, if it has one, follow the channels that come out."""
+        shape = self._integers(node, place)
+        if len(shape) > 1 and shape[1] > 0:
+            self.edits.append(Count(initializer=node.input[place], place=1, owners=owners))
         self.owners[node.output[0]] = owners
+
+    def _squeeze(self, node: onnx.NodeProto) -> None:
+        source, target = self.shapes[node.input[0]], self.shapes[node.output[0]]
+        if source[:2] == target[:2]:
+            self._pass(node)
+        else:
+            self._give_up(node, "which moves the channel axis")
 
     def _transpose(self, node: onnx.NodeProto) -> None:
         order = next((list(each.ints) for each in node.attribute if each.name == "perm"), [])
@@ -338,22 +409,40 @@ class _Walk:
 
     # -- owners -----------------------------------------------------------------------------------------------
 
-    def _match(self, one: Owners, other: Owners, node: onnx.NodeProto) -> Owners:
-        """Return the owners two channel axes agree on; where they differ, zero-filled channels join, others freeze."""
+    def _match(self, one: Owners, other: Owners, where: str) -> Owners:
+        """Return the owners that two axes agree on; zero-filled channels join the other side, fixed ones freeze it."""
         if len(one) != len(other):
             for each in (one, other):
-                self._freeze(each, f"it meets a different number of channels at {node.name}")
+                self._freeze(each, f"it meets a different number of channels at {where}")
             return one
         for mine, theirs in zip(one.tolist(), other.tolist(), strict=True):
-            mine, theirs = self._root(mine), self._root(theirs)
-            if mine == theirs:
-                continue
-            if min(mine, theirs) < FIXED:
-                self.joined[min(mine, theirs)] = max(mine, theirs)
-                continue
-            reason = f"it meets channels at {node.name} that torch-pruning does not couple with it"
-            self._freeze(np.array([mine, theirs]), reason)
+            self._meet(self._root(mine), self._root(theirs), where)
         return np.array([self._root(each) for each in one.tolist()], dtype=np.int64)
+
+    def _meet(self, one: int, other: int, where: str) -> None:
+        low, high = min(one, other), max(one, other)
+        if low == high:
+            return
+        if low < FIXED:
+            self.joined[low] = high
+        elif low == FIXED:
+            self._freeze(np.array([high]), f"it meets channels at {where} that must stay")
+        else:
+            self.conflict = True
+            self.ties.append((np.array([low]), np.array([high])))
+
+    def _part(self, whole: str, name: str, owners: Owners) -> None:
+        self.owners[name] = owners
+        if len(owners) < len(self.owners[whole]):
+            self.parts.setdefault(whole, []).append(owners)
+
+    def _tie_parts(self) -> None:
+        """Tie parts of one tensor that are equally long: code that splits in equal parts needs them equal."""
+        for parts in self.parts.values():
+            for one, other in pairwise(parts):
+                if len(one) == len(other):
+                    apart = (one != other) & (one >= 0) & (other >= 0)
+                    self.ties += [(one[apart], other[apart])] if apart.any() else []
 
     def _zeros(self, count: int) -> Owners:
         owners = np.arange(self.fresh, self.fresh - count, -1, dtype=np.int64)
@@ -365,30 +454,37 @@ class _Walk:
             owner = self.joined[owner]
         return owner
 
-    def _resolved(self, owners: Owners) -> Owners:
-        return np.array([max(FIXED, self._root(each)) for each in owners.tolist()], dtype=np.int64)
-
     def _freeze(self, owners: Owners | None, reason: str) -> None:
         for owner in () if owners is None else owners.tolist():
             if self._root(owner) >= 0:
                 self.frozen.setdefault(self._root(owner), reason)
 
-    def _freeze_layers_not_seen(self) -> None:
-        for (layer, _), classes in self.classes.items():
-            weight = f"{layer}.weight" if layer else "weight"
-            if weight not in self.constants:
-                self._freeze(classes, f"the weight of {layer!r} is not in the ONNX graph")
+    def _unseen_layers(self) -> dict[str, str]:
+        """Return layer → why no node of it can be cut, and freeze the channels of those layers."""
+        readers = {name: node for node in self.graph.node for name in node.input}
+        seen = self.per_channel.union(self.layer_nodes)
+        unseen: dict[str, str] = {}
+        for layer, side in self.classes:
+            if layer not in seen:
+                unseen[layer] = _why_unseen(readers.get(f"{layer}.weight" if layer else "weight"))
+                self._freeze(self.classes[layer, side], f"{layer!r} needs it, but {unseen[layer]}")
+        return unseen
 
     # -- the graph --------------------------------------------------------------------------------------------
 
     def _take(self, initializer: str, axis: int, owners: Owners) -> None:
-        if initializer not in self.constants:
-            self._freeze(owners, f"{initializer} is computed in the graph")
-            return
-        self.edits.append(Take(initializer=initializer, axis=axis, owners=owners))
+        known = self.takes.get((initializer, axis))
+        if known is None:
+            self.takes[initializer, axis] = Take(initializer=initializer, axis=axis, owners=owners)
+        elif known.owners is not owners:  # a layer that runs twice, or two that share a weight
+            self._match(known.owners, owners, initializer)
 
-    def _constant_size(self, name: str) -> int:
-        return int(np.prod(self.shapes[name])) if name in self.constants else -1
+    def _fixed_sizes(self, node: onnx.NodeProto) -> bool:
+        """Return whether the node's sizes are constants; if one is computed, freeze what the node reads."""
+        computed = [name for name in node.input[1:] if name and name not in self.constants]
+        if computed:
+            self._give_up(node, "whose sizes are computed in the graph")
+        return not computed
 
     def _channels(self, name: str) -> int:
         shape = self.shapes.get(name, ())
@@ -416,73 +512,21 @@ _RULES: dict[str, Callable[[_Walk, onnx.NodeProto], None]] = {
     "Split": _Walk._split,
     "Slice": _Walk._slice,
     "Pad": _Walk._pad,
+    "Resize": _Walk._resize,
     "Reshape": _Walk._reshape,
     "Flatten": _Walk._reshape,
-    "Expand": _Walk._reshape,
+    "Expand": _Walk._expand,
+    "Squeeze": _Walk._squeeze,
+    "Unsqueeze": _Walk._squeeze,
     "Transpose": _Walk._transpose,
 }
 
 
-def _with_owners(edit: Edit, owners: Owners) -> Edit:
-    if isinstance(edit, Take):
-        return Take(initializer=edit.initializer, axis=edit.axis, owners=owners)
-    if isinstance(edit, Count):
-        return Count(initializer=edit.initializer, place=edit.place, owners=owners, plus=edit.plus)
-    return Groups(node=edit.node, owners=owners)
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(each.i) for each in node.attribute if each.name == name), default)
 
 
-def tensor_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Return tensor name → static shape, initializers included; 0 where a dimension is not static."""
-    graph = proto.graph
-    shapes = {each.name: tuple(each.dims) for each in graph.initializer}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        shapes[value.name] = tuple(each.dim_value for each in value.type.tensor_type.shape.dim)
-    return shapes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Removal:
-    """What becomes of the graph when a group keeps nothing: its residual branch is silent.
-
-    Attributes:
-        aliases: output of an addition → the operand that is left of it.
-        silent_layers: convolutions and batch norms whose output is gone or zero, biases included.
-    """
-
-    aliases: Mapping[str, str]
-    silent_layers: tuple[str, ...]
-
-
-def find_removal(proto: onnx.ModelProto, channels: ChannelMap, classes: frozenset[int]) -> Removal | None:
-    """Return what is left when the channels of `classes` all go, or None if more than residual branches would die.
-
-    A tensor is silent when it has no channels left or holds only zeros; silence must end in an addition to something
-    that is not silent.
-    """
-    silent: set[str] = set()
-    aliases: dict[str, str] = {}
-    layers: list[str] = []
-    for node in proto.graph.node:
-        gone = _all_in(channels.owners.get(node.output[0]), classes)
-        quiet = [name for name in node.input if name in silent]
-        if not quiet and not gone:
-            continue
-        loud = [name for name in node.input if name in channels.owners and name not in silent]
-        if node.op_type == "Add" and len(quiet) == 1 and len(loud) == 1 and not gone:
-            if channels.shapes[loud[0]] != channels.shapes[node.output[0]]:
-                return None
-            aliases[node.output[0]] = loud[0]
-        elif (gone and not quiet and node.op_type == "Conv") or (
-            quiet and not loud and node.op_type in ZERO_STAYS_ZERO
-        ):
-            silent.update(node.output)
-            layers += [node.input[1].removesuffix(".weight")] if node.op_type in ("Conv", "BatchNormalization") else []
-        else:
-            return None
-    if not aliases or any(value.name in silent for value in proto.graph.output):
-        return None
-    return Removal(aliases=aliases, silent_layers=tuple(layers))
-
-
-def _all_in(owners: Owners | None, classes: frozenset[int]) -> bool:
-    return owners is not None and len(owners) > 0 and classes.issuperset(owners.tolist())
+def _why_unseen(node: onnx.NodeProto | None) -> str:
+    if node is None:
+        return "the exported graph does not hold its weight: forward never uses it, or another layer shares it"
+    return f"its weight goes into {node.op_type} ({node.name}), which edgeprune cannot cut"

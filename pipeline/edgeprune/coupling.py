@@ -3,7 +3,8 @@
 torch-pruning answers, for one layer, which channels of which other layers fall with it. Uniting those answers over
 all layers gives equivalence classes of (layer, side, channel). Two things it does not couple are added here:
 constant padding of the channel axis (option-A shortcuts shift positions) and the equal sizes that the groups of a
-grouped convolution must keep.
+grouped convolution must keep. Whether the answer is right is checked by `edgeprune.channels`; where it is not, that
+walk starts from channels that nothing couples (`uncoupled`) and couples what meets.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch_pruning import _helpers
+
+from edgeprune.errors import ModelError
 
 Side = Literal["in", "out"]
 Axis = tuple[str, Side]
@@ -32,8 +35,8 @@ class Coupling:
     """Classes of channels that must be kept or cut together.
 
     Attributes:
-        classes: axis → class number of each of its channels, int64; -1 for channels that must stay.
-        frozen: class number → why it must stay (its channels are -1 in `classes` nowhere; callers decide).
+        classes: axis → class number of each of its channels, int64; -1 for channels that no dependency reaches.
+        frozen: class number → why it must stay.
     """
 
     classes: Mapping[Axis, NDArray[np.int64]]
@@ -71,17 +74,40 @@ def couple(module: nn.Module, example: torch.Tensor) -> Coupling:
     Args:
         module: in eval mode; left as it was.
         example: an input, [N, ...].
+
+    Raises:
+        ModelError: if torch-pruning cannot follow the module.
     """
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.requires_grad_(True)  # the dependency graph is read off autograd's
     try:
-        with torch.enable_grad(), _PadRecorder() as recorder:
-            graph = _DependencyGraph(recorder).build_dependency(module, example, verbose=False)
-        _map_padding(graph, recorder)
-        return _fold(module, graph)
+        return _fold(module, _dependencies(module, example))
+    except Exception as error:  # torch-pruning raises whatever its guesses run into, and the user's forward its own
+        raise ModelError(
+            "the model's channel dependencies cannot be read",
+            why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+            next_step="make torch_pruning.DependencyGraph().build_dependency(model, example) work first",
+        ) from error
     finally:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(trainable[name])
+
+
+def uncoupled(module: nn.Module) -> Coupling:
+    """Return the channels of a module with nothing coupled but what every grouped convolution ties within itself."""
+    union = _Union(_axes(module))
+    union.touched = [True] * len(union.touched)
+    _tie_grouped(module, union)
+    return Coupling(classes=union.classes(), frozen={})
+
+
+def _dependencies(module: nn.Module, example: torch.Tensor) -> Any:
+    """Return torch-pruning's graph of the module with constant padding mapped."""
+    with torch.enable_grad(), _PadRecorder() as recorder:
+        # a bare tensor would be unpacked: a batch of one would run as an image without a batch
+        graph = _DependencyGraph(recorder).build_dependency(module, (example,), verbose=False)
+    _map_padding(graph, recorder)
+    return graph
 
 
 class _Union:
@@ -105,13 +131,34 @@ class _Union:
             element = self.parent[element]
         return element
 
+    def tie(self, one: int, other: int) -> None:
+        """Make two channels one class, without saying that any dependency reaches them."""
+        root, into = self.find(other), self.find(one)
+        if root != into:
+            self.parent[root] = into
+
     def unite(self, one: int, other: int) -> None:
+        """Make two channels one class because a dependency joins them."""
         self.touched[one] = self.touched[other] = True
-        self.parent[self.find(other)] = self.find(one)
+        self.tie(one, other)
 
     def covered(self, axis: Axis) -> bool:
         start = self.start[axis]
         return all(self.touched[start : start + self.size[axis]])
+
+    def classes(self) -> dict[Axis, NDArray[np.int64]]:
+        """Return axis → class of each channel; -1 for classes that no dependency reaches."""
+        roots = np.array([self.find(each) for each in range(len(self.parent))], dtype=np.int64)
+        reached = np.isin(roots, np.unique(roots[np.array(self.touched, dtype=np.bool_)]))
+        owners = np.where(reached, roots, -1)
+        return {axis: owners[start : start + self.size[axis]] for axis, start in self.start.items()}
+
+    def frozen(self) -> dict[int, str]:
+        """Return class → the first reason that one of its channels must stay."""
+        reasons: dict[int, str] = {}
+        for element, reason in self.reason.items():
+            reasons.setdefault(self.find(element), reason)
+        return reasons
 
 
 def _axes(module: nn.Module) -> dict[Axis, int]:
@@ -132,54 +179,36 @@ def _axes(module: nn.Module) -> dict[Axis, int]:
 
 
 def _fold(module: nn.Module, graph: Any) -> Coupling:
-    axes = _axes(module)
+    union = _Union(_axes(module))
     names = {layer: name for name, layer in module.named_modules()}
-    union = _Union(axes)
     _tie_grouped(module, union)
-    for name, layer in module.named_modules():
-        if (
-            isinstance(layer, (*CONVOLUTIONS, nn.Linear))
-            and layer in graph.module2node
-            and not union.covered((name, "out"))
-        ):
+    for layer, name in names.items():
+        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)) or layer not in graph.module2node:
+            continue
+        if not union.covered((name, "out")):
             _fold_group(graph, name, layer, names, union)
-    roots = np.array([union.find(each) for each in range(len(union.parent))], dtype=np.int64)
-    classes = {axis: _classes(union, axis, roots) for axis in axes}
-    frozen: dict[int, str] = {}
-    for element, reason in union.reason.items():
-        frozen.setdefault(int(roots[element]), reason)
-    return Coupling(classes=classes, frozen=frozen)
-
-
-def _classes(union: _Union, axis: Axis, roots: NDArray[np.int64]) -> NDArray[np.int64]:
-    span = slice(union.start[axis], union.start[axis] + union.size[axis])
-    return np.where(np.array(union.touched[span], dtype=bool), roots[span], -1)
+    return Coupling(classes=union.classes(), frozen=union.frozen())
 
 
 def _tie_grouped(module: nn.Module, union: _Union) -> None:
-    """Unite the channels at the same place of every convolution group, and both sides of a depthwise layer."""
+    """Tie the channels at the same place of every convolution group, and both sides of a depthwise layer."""
     for name, layer in module.named_modules():
         if not isinstance(layer, CONVOLUTIONS) or layer.groups == 1:
             continue
         if is_depthwise(layer):
-            pairs: Iterable[tuple[Axis, int, Axis, int]] = (
-                ((name, "out"), channel, (name, "in"), channel) for channel in range(layer.out_channels)
-            )
+            for channel in range(layer.out_channels):
+                union.tie(union.element((name, "out"), channel), union.element((name, "in"), channel))
         else:
-            pairs = _same_place(name, layer)
-        for axis, channel, other_axis, other in pairs:
-            one, two = union.element(axis, channel), union.element(other_axis, other)
-            touched = union.touched[one], union.touched[two]
-            union.unite(one, two)
-            union.touched[one], union.touched[two] = touched  # tied, but not yet reached by any dependency
+            for one, other in _same_place(name, layer):
+                union.tie(union.element(*one), union.element(*other))
 
 
-def _same_place(name: str, layer: Any) -> Iterator[tuple[Axis, int, Axis, int]]:
+def _same_place(name: str, layer: Any) -> Iterator[tuple[tuple[Axis, int], tuple[Axis, int]]]:
     sides: tuple[tuple[Side, int], ...] = (("out", layer.out_channels), ("in", layer.in_channels))
     for side, channels in sides:
         per_group = channels // layer.groups
         for channel in range(per_group, channels):
-            yield (name, side), channel % per_group, (name, side), channel
+            yield ((name, side), channel % per_group), ((name, side), channel)
 
 
 def _fold_group(graph: Any, name: str, layer: nn.Module, names: Mapping[nn.Module, str], union: _Union) -> None:

@@ -1,21 +1,27 @@
 """A trained module, written as ONNX once; every candidate is cut from this graph, none is exported again.
 
 Batch norms are left standing and parameters keep their module paths as names, so that a plan can slice them and
-fine-tuned weights can be put back. The runtime folds the batch norms when it loads the graph.
+fine-tuned weights can be put back. Everything else the graph holds has a name with a slash in it. The runtime folds the
+batch norms when it loads the graph.
 """
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.helper
 import onnx.shape_inference
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from edgeprune.errors import ExportError
+from edgeprune.errors import CorruptArtifact, ExportError
 
 OPSET = 18
 
@@ -28,37 +34,85 @@ def export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         example: an input, [1, ...]; its shape is the graph's, fixed.
 
     Raises:
-        ExportError: if PyTorch cannot trace or translate the module.
+        ExportError: if PyTorch cannot trace or translate the module, or it does not map one tensor to one tensor.
     """
-    from onnxscript import optimizer
-
-    training = module.training
+    training = {each: each.training for each in module.modules()}
     module.eval()
     try:
         with _quiet():
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=["input"],
-                output_names=["output"],
-            )
-            assert program is not None
-            optimizer.fold_constants(program.model)  # alone: the full optimiser would fold batch norms as well
-            optimizer.remove_unused_nodes(program.model)
-            proto: onnx.ModelProto = program.model_proto
+            proto = _exported(module, example)
     except Exception as error:  # the exporter raises whatever the user's forward raises
         raise ExportError(
             "the model cannot be exported to ONNX",
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            why=_cause(error),
             next_step="make torch.onnx.export(model, (example,), dynamo=True) work first",
         ) from error
     finally:
-        module.train(training)
-    return _with_own_constants(_named(_stripped(_without_zero_biases(proto))))
+        for each, mode in training.items():
+            each.training = mode
+    _check_ends(proto.graph)
+    return _cuttable(proto, frozenset(module.state_dict()))
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Return the ONNX graph of a file.
+
+    Raises:
+        CorruptArtifact: if the file is missing, cut short, or holds something else.
+    """
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+        onnx.checker.check_model(proto)
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise CorruptArtifact(
+            f"{path.name} is not a whole ONNX graph", why=first, next_step="copy or export the file again"
+        ) from error
+    return proto
+
+
+def _exported(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """Return what PyTorch's exporter writes, constants folded but for what is computed from parameters."""
+    from onnxscript import optimizer
+
+    parameters = frozenset(module.state_dict())
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=["input"],
+        output_names=["output"],
+    )
+    assert program is not None
+    # Folding alone: the full optimiser would fold batch norms too. A folded parameter could not be put back.
+    optimizer.fold_constants(
+        program.model,
+        should_fold=lambda node: False if any(i is not None and i.name in parameters for i in node.inputs) else None,
+    )
+    optimizer.remove_unused_nodes(program.model)
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of what lies at the bottom: the exporter wraps the user's own error in its advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _check_ends(graph: onnx.GraphProto) -> None:
+    for ends, what in ((graph.input, "input"), (graph.output, "output")):
+        names = [each.name for each in ends]
+        if names != [what]:
+            raise ExportError(
+                f"the model has {len(names)} {what}s",
+                why="edgeprune cuts models that map one tensor to one tensor",
+                next_step=f"wrap the model in a module with one {what}",
+            )
 
 
 @contextmanager
@@ -75,76 +129,141 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _without_zero_biases(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the zeros the exporter invents as biases of convolutions that have none."""
-    zero = {each.name for each in proto.graph.initializer if each.name.startswith("val_") and not _any(each)}
-    for node in proto.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and node.input[2] in zero:
-            del node.input[2]
-    return proto
+def _cuttable(proto: onnx.ModelProto, parameters: Collection[str]) -> onnx.ModelProto:
+    """Return the graph in the form that cutting relies on."""
+    _drop_notes(proto)
+    _name_nodes(proto.graph)
+    _constants_to_initializers(proto.graph)
+    _fold_views(proto.graph, parameters)
+    _drop_zero_biases(proto.graph, parameters)
+    _write_split_sizes(proto)
+    _give_own_constants(proto.graph, parameters)
+    return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
 
-def _any(tensor: onnx.TensorProto) -> bool:
-    return bool(numpy_helper.to_array(tensor).any())
-
-
-def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _drop_notes(proto: onnx.ModelProto) -> None:
     """Drop the exporter's notes: they carry stack traces with paths of this machine."""
     graph = proto.graph
     for each in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         each.ClearField("metadata_props")
         each.ClearField("doc_string")
     graph.ClearField("value_info")
-    return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
 
-def _named(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _name_nodes(graph: onnx.GraphProto) -> None:
     """Give every node a name; profiles and layer tables speak of nodes by name."""
     seen: set[str] = set()
-    for number, node in enumerate(proto.graph.node):
+    for number, node in enumerate(graph.node):
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{number}"
         seen.add(node.name)
-    return proto
-
-
-_SHAPE_INPUTS = {
-    "Reshape": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Pad": (1, 3),
-    "Split": (1,),
-    "Expand": (1,),
-    "Resize": (1, 2, 3),
-}
-
-
-def _with_own_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node its own copy of the constants that hold sizes, so that one can change without the others."""
-    _constants_to_initializers(proto.graph)
-    values = {each.name: each for each in proto.graph.initializer}
-    for node in proto.graph.node:
-        for place in _SHAPE_INPUTS.get(node.op_type, ()):
-            if place < len(node.input) and node.input[place] in values:
-                own = proto.graph.initializer.add()
-                own.CopyFrom(values[node.input[place]])
-                own.name = f"{node.name}/{place}"
-                node.input[place] = own.name
-    used = {name for node in proto.graph.node for name in node.input} | {each.name for each in proto.graph.output}
-    kept = [each for each in proto.graph.initializer if each.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-    return proto
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    nodes = []
+    kept = []
     for node in graph.node:
-        tensors = [each.t for each in node.attribute if each.name == "value"] if node.op_type == "Constant" else []
-        if not tensors:
-            nodes.append(node)
+        value = _constant(node.attribute[0]) if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+        else:
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    _replace_nodes(graph, kept)
+
+
+def _constant(attribute: onnx.AttributeProto) -> NDArray[np.generic] | None:
+    """Return the value of a Constant node, None if it is text or sparse."""
+    if attribute.name == "value":
+        return np.asarray(numpy_helper.to_array(attribute.t))
+    if attribute.name in ("value_int", "value_ints"):
+        return np.array(onnx.helper.get_attribute_value(attribute), dtype=np.int64)
+    if attribute.name in ("value_float", "value_floats"):
+        return np.array(onnx.helper.get_attribute_value(attribute), dtype=np.float32)
+    return None
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    copies = [onnx.NodeProto.FromString(each.SerializeToString()) for each in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _fold_views(graph: onnx.GraphProto, parameters: Collection[str]) -> None:
+    """Let parameters that only gain axes of length one (the slopes of a PReLU) have those axes themselves."""
+    values = {each.name: each for each in graph.initializer}
+    readers = _readers(graph)
+    kept = []
+    for node in graph.node:
+        name = node.input[0] if node.input else ""
+        shape = _view(node, values) if name in parameters and len(readers.get(name, ())) == 1 else None
+        if shape is None:
+            kept.append(node)
             continue
-        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensors[0]), node.output[0]))
-    if len(nodes) != len(graph.node):
-        kept = [onnx.NodeProto.FromString(each.SerializeToString()) for each in nodes]
-        del graph.node[:]
-        graph.node.extend(kept)
+        values[name].dims[:] = shape
+        for reader, place in readers[node.output[0]]:
+            reader.input[place] = name
+    _replace_nodes(graph, kept)
+
+
+def _view(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> list[int] | None:
+    if node.op_type != "Reshape" or node.input[1] not in values:
+        return None
+    array = numpy_helper.to_array(values[node.input[0]])
+    shape = array.reshape(numpy_helper.to_array(values[node.input[1]])).shape
+    return list(shape) if [each for each in shape if each > 1] == [each for each in array.shape if each > 1] else None
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
+    """Return tensor → the nodes that read it, and the place of their inputs where they do."""
+    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, []).append((node, place))
+    return readers
+
+
+def _drop_zero_biases(graph: onnx.GraphProto, parameters: Collection[str]) -> None:
+    """Drop the zeros that the exporter invents as biases of convolutions that have none."""
+    invented = {each.name for each in graph.initializer if each.name not in parameters}
+    zero = {each.name for each in graph.initializer if each.name in invented and not numpy_helper.to_array(each).any()}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and node.input[2] in zero:
+            del node.input[2]
+
+
+def _write_split_sizes(proto: onnx.ModelProto) -> None:
+    """Let every split hold its sizes: without them the runtime would split what is left in equal parts."""
+    shapes = _shapes(proto)
+    for node in proto.graph.node:
+        if node.op_type != "Split" or len(node.input) > 1:
+            continue
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+        sizes = np.array([shapes[name][axis] for name in node.output], dtype=np.int64)
+        proto.graph.initializer.append(numpy_helper.from_array(sizes, f"{node.name}/1"))
+        node.input.append(f"{node.name}/1")
+        kept = [each for each in node.attribute if each.name != "num_outputs"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
+    values = (*graph.value_info, *graph.output)
+    return {each.name: tuple(d.dim_value for d in each.type.tensor_type.shape.dim) for each in values}
+
+
+def _give_own_constants(graph: onnx.GraphProto, parameters: Collection[str]) -> None:
+    """Give every node its own copy of each constant that is no parameter: one can change without the others."""
+    values = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in values and name not in parameters:
+                own = onnx.TensorProto()
+                own.CopyFrom(values[name])
+                own.name = f"{node.name}/{place}"
+                values[own.name] = own
+                node.input[place] = own.name
+    used = {name for node in graph.node for name in node.input} | {each.name for each in graph.output}
+    kept = [each for name, each in values.items() if name in used]
+    copies = [onnx.TensorProto.FromString(each.SerializeToString()) for each in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)

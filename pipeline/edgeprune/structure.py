@@ -1,14 +1,15 @@
 """The prunable structure of one model: its channel groups, its layers, and for everything else the reason why not.
 
-module, example, onnx ─couple, trace─▶ classes of coupled channels ─gather─▶ Structure(space, layers, unprunable)
+module, example ─couple─▶ classes of coupled channels ─trace through the graph─▶ bundles of alike classes
+                                                            └─▶ Structure(space, layers, unprunable)
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from math import gcd
+from math import ceil, gcd
 
 import numpy as np
 import onnx
@@ -16,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeprune.channels import ChannelMap, Owners, Removal, find_removal, trace_channels
-from edgeprune.coupling import CONVOLUTIONS, Axis, Coupling, couple, is_depthwise, tied
+from edgeprune.channels import ChannelMap, Owners, trace_channels
+from edgeprune.coupling import CONVOLUTIONS, Axis, Coupling, couple, is_depthwise, tied, uncoupled
+from edgeprune.errors import ModelError, PlanError
 from edgeprune.layer import Layer
 from edgeprune.plan import Group, Plan, Space
+from edgeprune.removal import NOTHING, Removal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class Structure:
         members: group → axes it touches, in the order of the module.
         layers: convolutions and linear layers, in graph order.
         reasons: class of coupled channels that must stay → why.
-        removals: group → what is left of the graph when it keeps nothing.
         classes: axis → class of coupled channels that each channel belongs to; -1: none.
         channels: the same for the ONNX graph, with the edits a plan fills in.
+        coupled_by: who says which channels are coupled: "torch-pruning", or "the graph" where the two disagree.
     """
 
     space: Space
@@ -52,9 +55,9 @@ class Structure:
     members: Mapping[str, tuple[Axis, ...]]
     layers: tuple[Layer, ...]
     reasons: Mapping[int, str]
-    removals: Mapping[str, Removal]
     classes: Mapping[Axis, Owners]
     channels: ChannelMap
+    coupled_by: str
 
     def alive(self, plan: Plan) -> NDArray[np.bool_]:
         """Return whether each class of coupled channels is kept; indexed by class, and -1 (fixed) is kept.
@@ -64,10 +67,28 @@ class Structure:
         """
         self.space.check(plan)
         kept = np.ones(self.class_count + 1, dtype=np.bool_)
-        for name, units in self.units.items():
-            lost = np.array(units, dtype=np.int64)
-            kept[np.delete(lost, plan.kept[name])] = False
+        for name, units in self._unit_arrays.items():
+            if len(plan.kept[name]) < len(units):
+                kept[np.delete(units, plan.kept[name])] = False
         return kept
+
+    def removal(self, plan: Plan) -> Removal:
+        """Return what a plan's groups of width 0 make of the graph, all of them together.
+
+        Raises:
+            PlanError: if they silence more than residual branches.
+        """
+        emptied = [name for name, units in plan.kept.items() if not units]
+        if not emptied:
+            return NOTHING
+        found = self.channels.removal(frozenset(unit for name in emptied for unit in self.units[name]))
+        if found is None:
+            raise PlanError(
+                f"groups {emptied[:3]} cannot all keep nothing",
+                why="together they silence more than residual branches",
+                next_step="keep at least the minimum width of one of them",
+            )
+        return found
 
     @cached_property
     def class_count(self) -> int:
@@ -75,28 +96,40 @@ class Structure:
         owners = [*self.classes.values(), *(edit.owners for edit in self.channels.edits)]
         return 1 + max((int(each.max()) for each in owners if len(each)), default=0)
 
-    def removed(self, plan: Plan) -> tuple[Removal, ...]:
-        """Return the residual branches a plan removes."""
-        return tuple(self.removals[name] for name, units in plan.kept.items() if not units)
-
     @cached_property
     def unprunable(self) -> tuple[Unprunable, ...]:
-        """Return every output channel that no plan may remove, by layer and reason, in graph order."""
-        grouped = {unit for units in self.units.values() for unit in units}
-        found = []
-        for layer in self.layers:
-            owners = self.classes[layer.name, "out"].tolist()
-            why = Counter(self.reasons.get(owner, _NO_DEPENDENCY) for owner in owners if owner not in grouped)
-            found += [Unprunable(layer=layer.name, channels=n, of=len(owners), reason=each) for each, n in why.items()]
-        return tuple(found)
+        """Return every output channel that no plan may remove, by layer and reason, in graph order.
+
+        Layers that the graph does not hold come after those it does; weights that belong to no layer come last, under
+        the name of their node.
+        """
+        named = [layer.name for layer in self.layers]
+        named += [name for name, side in self.classes if side == "in" and name not in self.channels.nodes]
+        strays = [
+            Unprunable(layer=node, channels=size, of=size, reason="its weight belongs to no layer of the module")
+            for node, size in self.channels.strays.items()
+        ]
+        return (*(each for name in named for each in self._staying(name)), *strays)
+
+    def _staying(self, layer: str) -> Iterable[Unprunable]:
+        owners = self.classes[layer, "out"].tolist()
+        unseen = self.channels.unseen.get(layer)
+        staying = [owner for owner in owners if owner not in self._grouped]
+        why = Counter(unseen or self.reasons.get(owner, "nothing is known to depend on it") for owner in staying)
+        return [Unprunable(layer=layer, channels=n, of=len(owners), reason=each) for each, n in why.items()]
+
+    @cached_property
+    def _grouped(self) -> frozenset[int]:
+        return frozenset(unit for units in self.units.values() for unit in units)
+
+    @cached_property
+    def _unit_arrays(self) -> dict[str, NDArray[np.int64]]:
+        return {name: np.array(units, dtype=np.int64) for name, units in self.units.items()}
 
     @cached_property
     def full(self) -> dict[str, int]:
         """Return group → width of the unpruned model."""
         return {group.name: group.width for group in self.space.groups}
-
-
-_NO_DEPENDENCY = "torch-pruning finds no dependency of these channels"
 
 
 def build_structure(
@@ -110,23 +143,38 @@ def build_structure(
 ) -> Structure:
     """Return the prunable structure of a module.
 
-    Groups that do not survive a trial cut are left out with the reason; see `edgeprune.cut.proven`.
+    Groups that do not survive a trial cut are still in it; see `edgeprune.cut.proven`.
 
     Args:
         module: in eval mode.
         example: an input, [1, ...].
         graph: what `edgeprune.export.export` wrote for the two.
         multiple: kept channel counts are multiples of it.
-        minimum_ratio: smallest share of its width a group keeps.
+        minimum_ratio: smallest share of its width a group keeps, unless it goes altogether.
         exclude: glob patterns of layer names whose output channels must stay.
+
     """
-    coupling = couple(module, example)
-    channels = trace_channels(graph, coupling)
-    if channels.halves:
-        coupling = tied(coupling, channels.halves)
-        channels = trace_channels(graph, coupling)
-    frozen = dict(channels.frozen) | _excluded(coupling, exclude)
-    return _gather(module, graph, coupling, channels, frozen, multiple, minimum_ratio)
+    coupled_by, coupling, channels = _settled(module, example, graph)
+    bundles = _bundles(coupling, tuple(channels.nodes))
+    reasons = _whole(bundles, dict(channels.frozen) | _excluded(coupling, exclude))
+    free = [bundle for bundle in bundles if bundle.units[0] not in reasons]
+    chosen: list[tuple[Group, _Bundle]] = []
+    for bundle, removable in zip(free, _removable(free, channels), strict=True):
+        group = _group(bundle, multiple, minimum_ratio, removable=removable, taken=[each.name for each, _ in chosen])
+        if len(group.choices) > 1:
+            chosen.append((group, bundle))
+        else:
+            reasons |= dict.fromkeys(bundle.units, _too_narrow(group, multiple))
+    return Structure(
+        space=Space(groups=tuple(group for group, _ in chosen)),
+        units={group.name: bundle.units for group, bundle in chosen},
+        members={group.name: bundle.axes for group, bundle in chosen},
+        layers=_layers(module, graph, coupling, channels, chosen),
+        reasons=reasons,
+        classes=coupling.classes,
+        channels=channels,
+        coupled_by=coupled_by,
+    )
 
 
 def without(structure: Structure, frozen: Mapping[str, str]) -> Structure:
@@ -135,16 +183,34 @@ def without(structure: Structure, frozen: Mapping[str, str]) -> Structure:
         return structure
     lost = {unit: reason for name, reason in frozen.items() for unit in structure.units[name]}
     groups = tuple(group for group in structure.space.groups if group.name not in frozen)
-    return Structure(
+    return replace(
+        structure,
         space=Space(groups=groups),
         units={group.name: structure.units[group.name] for group in groups},
         members={group.name: structure.members[group.name] for group in groups},
         layers=tuple(_without_groups(layer, frozen) for layer in structure.layers),
         reasons={**structure.reasons, **lost},
-        removals={name: each for name, each in structure.removals.items() if name not in frozen},
-        classes=structure.classes,
-        channels=structure.channels,
     )
+
+
+def never_empty(structure: Structure, names: Mapping[str, str]) -> Structure:
+    """Return the structure with some groups that may no longer be removed altogether: group name → reason.
+
+    A group that is left without a choice is frozen.
+    """
+    if not names:
+        return structure
+    groups = tuple(replace(each, removable=False) if each.name in names else each for each in structure.space.groups)
+    kept = replace(
+        structure,
+        space=Space(groups=groups),
+        layers=tuple(
+            replace(each, gone_with=tuple(name for name in each.gone_with if name not in names))
+            for each in structure.layers
+        ),
+    )
+    stuck = [group.name for group in groups if len(group.choices) == 1]
+    return without(kept, {name: names[name] for name in stuck})
 
 
 def _without_groups(layer: Layer, names: Collection[str]) -> Layer:
@@ -152,7 +218,49 @@ def _without_groups(layer: Layer, names: Collection[str]) -> Layer:
         layer,
         in_units={name: count for name, count in layer.in_units.items() if name not in names},
         out_units={name: count for name, count in layer.out_units.items() if name not in names},
+        gone_with=tuple(name for name in layer.gone_with if name not in names),
     )
+
+
+# -- classes into groups ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bundle:
+    """Classes that touch the same axes equally often: the units of one group, unless something freezes them.
+
+    Attributes:
+        units: the classes, in the order of the leader's channels.
+        axes: what they touch, in the order of the module.
+        leader: the first layer in forward order whose output channels they are; None if the graph holds no such layer.
+        unit_channels: channels of the leader in one unit.
+    """
+
+    units: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    leader: str | None
+    unit_channels: int
+
+
+def _settled(module: nn.Module, example: torch.Tensor, graph: onnx.ModelProto) -> tuple[str, Coupling, ChannelMap]:
+    """Return who says which channels are coupled, the coupling, and the walk through the graph that confirms it.
+
+    torch-pruning proposes. Where it cannot follow the module, or channels meet in the graph that it does not couple,
+    the graph decides alone. Either way, every tie that the walk finds makes two classes one.
+    """
+    coupled_by = "torch-pruning"
+    try:
+        coupling = couple(module, example)
+    except ModelError:
+        coupled_by, coupling = "the graph", uncoupled(module)
+    channels = trace_channels(graph, coupling)
+    if channels.conflict:
+        coupled_by, coupling = "the graph", uncoupled(module)
+        channels = trace_channels(graph, coupling)
+    while channels.ties:
+        coupling = tied(coupling, channels.ties)
+        channels = trace_channels(graph, coupling)
+    return coupled_by, coupling, channels
 
 
 def _excluded(coupling: Coupling, patterns: Sequence[str]) -> dict[int, str]:
@@ -164,56 +272,67 @@ def _excluded(coupling: Coupling, patterns: Sequence[str]) -> dict[int, str]:
     return reasons
 
 
-def _gather(
-    module: nn.Module,
-    graph: onnx.ModelProto,
-    coupling: Coupling,
-    channels: ChannelMap,
-    frozen: Mapping[int, str],
-    multiple: int,
-    minimum_ratio: float,
-) -> Structure:
-    signatures = _signatures(coupling)
-    bundles: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for owner, touched in signatures.items():
-        bundles[tuple(sorted(Counter(touched).items()))].append(owner)
-    order = {layer: place for place, layer in enumerate(channels.nodes)}
-    groups: list[Group] = []
-    units: dict[str, tuple[int, ...]] = {}
-    members: dict[str, tuple[Axis, ...]] = {}
-    removals: dict[str, Removal] = {}
-    reasons = dict(frozen)
-    for owners in sorted(bundles.values(), key=lambda each: _first_place(signatures[each[0]], order)):
-        axes = tuple(dict.fromkeys(signatures[owners[0]]))
-        leading = [layer for layer, side in axes if side == "out" and layer in order]
-        reason = next((frozen[each] for each in owners if each in frozen), None)
-        if not leading or reason is not None:
-            reasons |= dict.fromkeys(owners, reason or "it has no output channel in the graph")
-            continue
-        name = _unused(min(leading, key=order.__getitem__), units)
-        removal = find_removal(graph, channels, frozenset(owners))
-        group = _group(name, owners, coupling.classes[name.partition("#")[0], "out"], multiple, minimum_ratio, removal)
-        if len(group.choices) == 1:
-            reasons |= dict.fromkeys(owners, _too_narrow(group, multiple))
-            continue
-        groups.append(group)
-        units[name], members[name] = tuple(owners), axes
-        removals |= {name: removal} if removal else {}
-    return _assembled(module, graph, coupling, channels, groups, units, members, removals, reasons)
-
-
-def _signatures(coupling: Coupling) -> dict[int, list[Axis]]:
-    """Return class → every axis it touches, once for each channel."""
-    signatures: dict[int, list[Axis]] = defaultdict(list)
+def _bundles(coupling: Coupling, forward: Sequence[str]) -> list[_Bundle]:
+    """Return the bundles in the order in which the graph makes their channels."""
+    touched: dict[int, list[Axis]] = defaultdict(list)
     for axis, owners in coupling.classes.items():
         for owner in owners.tolist():
             if owner >= 0:
-                signatures[owner].append(axis)
-    return signatures
+                touched[owner].append(axis)
+    alike: dict[tuple[Axis, ...], list[int]] = defaultdict(list)
+    for owner, axes in touched.items():
+        alike[tuple(axes)].append(owner)
+    place = {layer: number for number, layer in enumerate(forward)}
+    found = [_bundle(owners, axes, coupling, place) for axes, owners in alike.items()]
+    return sorted(found, key=lambda each: place[each.leader] if each.leader is not None else len(place))
 
 
-def _first_place(axes: Collection[Axis], order: Mapping[str, int]) -> int:
-    return min((order[layer] for layer, side in axes if side == "out" and layer in order), default=len(order))
+def _bundle(owners: list[int], touched: Sequence[Axis], coupling: Coupling, place: Mapping[str, int]) -> _Bundle:
+    axes = tuple(dict.fromkeys(touched))
+    makers = [layer for layer, side in axes if side == "out" and layer in place]
+    leader = min(makers, key=place.__getitem__, default=None)
+    if leader is None:
+        return _Bundle(units=tuple(owners), axes=axes, leader=None, unit_channels=0)
+    mine = set(owners)
+    units = dict.fromkeys(owner for owner in coupling.classes[leader, "out"].tolist() if owner in mine)
+    return _Bundle(units=tuple(units), axes=axes, leader=leader, unit_channels=touched.count((leader, "out")))
+
+
+def _whole(bundles: Iterable[_Bundle], frozen: Mapping[int, str]) -> dict[int, str]:
+    """Return the reasons of all classes that must stay: where one of a bundle must, the others stay with it."""
+    reasons = dict(frozen)
+    for bundle in bundles:
+        first = next((frozen[unit] for unit in bundle.units if unit in frozen), None)
+        if bundle.leader is None:
+            first = first or "no convolution or linear layer of the graph makes it"
+        if first is not None:
+            reasons = dict.fromkeys(bundle.units, first) | reasons
+    return reasons
+
+
+def _removable(bundles: Iterable[_Bundle], channels: ChannelMap) -> Iterable[bool]:
+    """Yield whether each bundle may keep nothing, alone and together with all those before it that may."""
+    emptied: frozenset[int] = frozenset()
+    for bundle in bundles:
+        units = frozenset(bundle.units)
+        together = channels.removal(units) is not None and channels.removal(emptied | units) is not None
+        emptied |= units if together else frozenset()
+        yield together
+
+
+def _group(bundle: _Bundle, multiple: int, minimum_ratio: float, *, removable: bool, taken: Collection[str]) -> Group:
+    assert bundle.leader is not None
+    step = multiple // gcd(multiple, bundle.unit_channels)
+    name = _unused(bundle.leader, taken)
+    minimum = max(step, ceil(minimum_ratio * len(bundle.units)))
+    return Group(
+        name=name,
+        width=len(bundle.units),
+        minimum=minimum,
+        multiple=step,
+        unit_channels=bundle.unit_channels,
+        removable=removable,
+    )
 
 
 def _unused(name: str, taken: Collection[str]) -> str:
@@ -223,53 +342,38 @@ def _unused(name: str, taken: Collection[str]) -> str:
     return candidate
 
 
-def _group(
-    name: str, owners: Sequence[int], axis: Owners, multiple: int, minimum_ratio: float, removal: Removal | None
-) -> Group:
-    unit_channels = int(np.count_nonzero(axis == owners[0]))
-    step = multiple // gcd(multiple, unit_channels)
-    minimum = max(step, int(np.ceil(minimum_ratio * len(owners))))
-    return Group(
-        name=name,
-        width=len(owners),
-        minimum=minimum,
-        multiple=step,
-        unit_channels=unit_channels,
-        removable=removal is not None,
-    )
-
-
 def _too_narrow(group: Group, multiple: int) -> str:
     channels = group.width * group.unit_channels
-    return f"its {channels} channels leave no smaller multiple of {multiple}"
+    if group.width == 1:
+        return f"its {channels} channels can only go together"
+    return f"its {channels} channels leave no smaller multiple of {multiple} that is allowed"
 
 
-def _assembled(
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _layers(
     module: nn.Module,
     graph: onnx.ModelProto,
     coupling: Coupling,
     channels: ChannelMap,
-    groups: list[Group],
-    units: dict[str, tuple[int, ...]],
-    members: dict[str, tuple[Axis, ...]],
-    removals: dict[str, Removal],
-    reasons: Mapping[int, str],
-) -> Structure:
-    group_of = {owner: name for name, owners in units.items() for owner in owners}
+    chosen: Iterable[tuple[Group, _Bundle]],
+) -> tuple[Layer, ...]:
     nodes = {node.name: node for node in graph.graph.node}
-    modules = dict(module.named_modules())
-    layers = (
-        _layer(name, nodes[node], modules[name], coupling, channels, group_of) for name, node in channels.nodes.items()
-    )
-    return Structure(
-        space=Space(groups=tuple(groups)),
-        units=units,
-        members=members,
-        layers=tuple(layers),
-        reasons=reasons,
-        removals=removals,
-        classes=coupling.classes,
-        channels=channels,
+    group_of = {unit: group.name for group, bundle in chosen for unit in bundle.units}
+    gone_with: dict[str, list[str]] = defaultdict(list)
+    for group, bundle in chosen:
+        removal = channels.removal(frozenset(bundle.units)) if group.removable else None
+        for dead in removal.dead_layers if removal else ():
+            gone_with[dead].append(group.name)
+    return tuple(
+        replace(
+            _layer(name, nodes[node], module.get_submodule(name), channels.shapes, coupling.classes),
+            in_units=_per_unit(coupling.classes[name, "in"], group_of),
+            out_units=_per_unit(coupling.classes[name, "out"], group_of),
+            gone_with=tuple(gone_with[name]),
+        )
+        for name, node in channels.nodes.items()
     )
 
 
@@ -277,26 +381,21 @@ def _layer(
     name: str,
     node: onnx.NodeProto,
     module: nn.Module,
-    coupling: Coupling,
-    channels: ChannelMap,
-    group_of: Mapping[int, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    classes: Mapping[Axis, Owners],
 ) -> Layer:
-    shape = channels.shapes[node.output[0]]
-    weight = channels.shapes[node.input[1]]
-    into, out = coupling.classes[name, "in"], coupling.classes[name, "out"]
+    area = shapes[node.input[0] if getattr(module, "transposed", False) else node.output[0]][2:]
     return Layer(
         name=name,
         node=node.name,
         kind=_kind(module),
-        in_channels=len(into),
-        out_channels=len(out),
-        kernel=int(np.prod(weight[2:])),
+        in_channels=len(classes[name, "in"]),
+        out_channels=len(classes[name, "out"]),
+        kernel=int(np.prod(shapes[node.input[1]][2:])),
         stride=next((int(each.ints[0]) for each in node.attribute if each.name == "strides"), 1),
-        height=shape[2] if len(shape) > 2 else 1,
-        width=shape[3] if len(shape) > 3 else 1,
+        height=area[0] if area else 1,
+        width=int(np.prod(area[1:])),
         groups=getattr(module, "groups", 1),
-        in_units=_per_unit(into, group_of),
-        out_units=_per_unit(out, group_of),
     )
 
 
@@ -311,5 +410,6 @@ def _kind(module: nn.Module) -> str:
 
 
 def _per_unit(owners: Owners, group_of: Mapping[int, str]) -> dict[str, int]:
+    """Return channel group → channels that one of its units contributes to an axis."""
     counts = Counter(owners.tolist())
     return {group_of[owner]: count for owner, count in counts.items() if owner in group_of}
