@@ -1,16 +1,18 @@
 """What every searcher is given, and the two verbs it answers with.
 
-    searcher = strategies[name](problem)
-    plan = searcher.ask();  trial = evaluate(plan, ...);  searcher.tell(trial)
+searcher = strategies[name](problem)
+plan = searcher.ask();  trial = evaluate(plan, ...);  searcher.tell(trial)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 from edgeprune.layer import Layer
 from edgeprune.plan import Plan, Space
+from edgeprune.statistics import Interval
 from edgeprune.trial import Trial
 
 
@@ -27,6 +29,8 @@ class Problem:
         multiple: the profile's channel multiple.
         trials: measurements the search may spend.
         seed: of every random choice of the searcher.
+        importance: group → importance of each of its units, in unit order, compared within the group only;
+            a group that is missing has equally important units.
     """
 
     space: Space
@@ -37,6 +41,7 @@ class Problem:
     multiple: int
     trials: int
     seed: int
+    importance: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @cached_property
     def full(self) -> dict[str, int]:
@@ -51,6 +56,32 @@ class Problem:
         """
         kept = {name: tuple(sorted(self.ranking[name][:width])) for name, width in widths.items()}
         return self.space.check(Plan(kept=kept))
+
+    def kept_importance(self, name: str, width: int) -> float:
+        """Return the share, 0 to 1, of group `name`'s importance that its `width` most important units hold."""
+        return self._kept_shares[name][width]
+
+    @cached_property
+    def _kept_shares(self) -> dict[str, tuple[float, ...]]:
+        return {group.name: self._cumulated(group.name, group.width) for group in self.space.groups}
+
+    def _cumulated(self, name: str, width: int) -> tuple[float, ...]:
+        units = self.importance.get(name, ())
+        ordered = [units[unit] for unit in self.ranking[name]] if units and sum(units) > 0 else [1.0] * width
+        return tuple(value / sum(ordered) for value in accumulate(ordered, initial=0.0))
+
+
+def measured_ratio(trial: Trial) -> Interval | None:
+    """Return the latency ratio a trial was scored on, None if it failed.
+
+    The score's terms come first: they hold the quantile and the confidence that the budget speaks of.
+    """
+    terms = trial.score.terms
+    if trial.measurement is None:
+        return None
+    if {"latency_ratio", "latency_low", "latency_high"} <= terms.keys():
+        return Interval(p50=terms["latency_ratio"], low=terms["latency_low"], high=terms["latency_high"])
+    return trial.measurement.ratio()
 
 
 class Searcher(Protocol):

@@ -1,93 +1,146 @@
-"""Small changes to a measured plan: narrower where it hurts least, wider where it helps most, per predicted latency."""
+"""One more plan after the search: a little narrower because the winner missed the budget, a little wider because it
+left some of it unused.
+
+Both look at the plans around the winner (one group changed to any width, two groups changed by one step, one traded
+against another, and a greedy walk that changes group after group) and take the one that keeps most importance among
+those predicted to fit. Predictions are used as a ratio to the winner's own prediction, so a constant error of the
+latency model cancels against the winner's measurement.
+"""
 
 from collections.abc import Mapping, Set
-from itertools import pairwise
 
-from edgeprune.latency_model import LatencyModel
-from edgeprune.plan import Plan
+import numpy as np
+
+from edgeprune.latency_model import Array, LatencyModel
 from edgeprune.search.problem import Problem
-from edgeprune.trial import Trial
 
-CLEARANCE = 0.003
-"""Share of the limit that a prediction stays under, beside the half-width of the trial's own interval."""
+SLACK = 1e-9
 
 
-def shrink(problem: Problem, model: LatencyModel, trial: Trial, limit: float, tried: Set[str]) -> Plan | None:
-    """Return a narrower plan that should just fit, or None if nothing narrower is left.
+def shrink(
+    problem: Problem,
+    model: LatencyModel,
+    widths: Mapping[str, int],
+    *,
+    overshoot: float,
+    tried: Set[str],
+    group_scores: Mapping[str, float] | None = None,
+) -> dict[str, int] | None:
+    """Return the most important plan around `widths` whose predicted latency is lower by the factor `overshoot`.
 
     Args:
-        model: calibrated on the trials so far; only its differences are trusted, its level is the trial's own.
-        trial: a measured plan that misses the limit.
-        limit: the upper end of the next interval should lie under it.
-        tried: digests of plans not to propose.
+        problem: the search it belongs to.
+        model: predicts latency.
+        widths: of the plan that missed the budget.
+        overshoot: upper end of its measured ratio / limit, 1 or more.
+        tried: digests of the plans not to come back to.
+        group_scores: group → what all of its importance is worth compared with other groups; 1 where missing.
+
+    Returns:
+        Widths, or None when nothing narrower is left to try.
     """
-    widths, level = trial.plan.widths, _Level(model, trial)
-    while (move := _best(problem, level, widths, _steps(problem, widths, down=True))) is not None:
-        widths = move
-        plan = problem.plan(widths)
-        if level.upper(widths) <= limit and plan.digest not in tried:
-            return plan
-    return None
+    around = _Around(problem, model, widths, group_scores or {})
+    candidates = np.vstack([around.singles(-1), around.pairs(-1, -1), around.pairs(-1, 1), around.walk(-1)])
+    return around.best(candidates, around.predicted / overshoot, -np.inf, tried)
 
 
-def grow(problem: Problem, model: LatencyModel, trial: Trial, limit: float, tried: Set[str]) -> Plan | None:
-    """Return a wider plan that should still fit, or None if no widening does; arguments as for `shrink`."""
-    widths, level = trial.plan.widths, _Level(model, trial)
-    grown: Plan | None = None
-    while True:
-        steps = [step for step in _steps(problem, widths, down=False) if level.upper(step) <= limit]
-        move = _best(problem, level, widths, steps)
-        if move is None:
-            return grown
-        widths = move
-        plan = problem.plan(widths)
-        grown = plan if plan.digest not in tried else grown
-
-
-class _Level:
-    """Predictions that agree with one measured trial."""
-
-    def __init__(self, model: LatencyModel, trial: Trial) -> None:
-        terms = trial.score.terms
-        self._model = model
-        self._factor = terms["latency_ratio"] / model.predict(trial.plan.widths)
-        self._margin = terms["latency_high"] / terms["latency_ratio"] * (1 + CLEARANCE)
-
-    def at(self, widths: Mapping[str, int]) -> float:
-        return self._model.predict(widths) * self._factor
-
-    def upper(self, widths: Mapping[str, int]) -> float:
-        return self.at(widths) * self._margin
-
-
-def _steps(problem: Problem, widths: Mapping[str, int], *, down: bool) -> list[dict[str, int]]:
-    """Return the widths after one step of each group that can make one."""
-    steps = []
-    for group in problem.space.groups:
-        for narrow, wide in pairwise(group.choices):
-            before, after = (wide, narrow) if down else (narrow, wide)
-            if widths[group.name] == before:
-                steps.append({**widths, group.name: after})
-    return steps
-
-
-def _best(
-    problem: Problem, level: _Level, widths: Mapping[str, int], steps: list[dict[str, int]]
+def grow(
+    problem: Problem,
+    model: LatencyModel,
+    widths: Mapping[str, int],
+    *,
+    used: float,
+    tried: Set[str],
+    group_scores: Mapping[str, float] | None = None,
 ) -> dict[str, int] | None:
-    """Return the step with the most importance kept per latency, None if there is no step."""
+    """Return the plan around `widths` that keeps more importance and is predicted to use at most what is left.
 
-    def price(step: dict[str, int]) -> float:
-        importance = abs(_importance(problem, widths) - _importance(problem, step))
-        latency = max(abs(level.at(widths) - level.at(step)), 1e-6)
-        narrower = sum(step.values()) < sum(widths.values())
-        return importance / latency if narrower else -importance / latency
+    Args:
+        problem, model, tried, group_scores: as for `shrink`.
+        widths: of the plan that left some of the budget unused.
+        used: upper end of its measured ratio / limit, at most 1.
 
-    return min(steps, key=price, default=None)
+    Returns:
+        Widths, or None when nothing that gains importance fits or is left to try.
+    """
+    around = _Around(problem, model, widths, group_scores or {})
+    allowed = around.predicted / used
+    candidates = np.vstack([around.singles(1), around.pairs(1, 1), around.pairs(-1, 1), around.walk(1, allowed)])
+    return around.best(candidates, allowed, around.worth(around.row[None])[0], tried)
 
 
-def _importance(problem: Problem, widths: Mapping[str, int]) -> float:
-    total = 0.0
-    for name, width in widths.items():
-        units = sum(problem.importance.get(name, ())) or float(problem.full[name])
-        total += units * problem.kept_importance(name, width)
-    return total
+class _Around:
+    """The plans near one plan, as rows of widths in the order of the model's names."""
+
+    def __init__(
+        self, problem: Problem, model: LatencyModel, widths: Mapping[str, int], scores: Mapping[str, float]
+    ) -> None:
+        self._problem, self._model = problem, model
+        self._groups = problem.space.groups
+        self._worths = [
+            {each: scores.get(group.name, 1.0) * problem.kept_importance(group.name, each) for each in group.choices}
+            for group in self._groups
+        ]
+        self.row = model.row(widths)
+        self.predicted = model.predict(widths)
+
+    def worth(self, rows: Array) -> Array:
+        """Return the importance kept by each row, summed over groups."""
+        columns = [[table[int(width)] for width in rows[:, place]] for place, table in enumerate(self._worths)]
+        return np.asarray(np.sum(np.array(columns), axis=0))
+
+    def singles(self, direction: int) -> Array:
+        """Return the rows with one group at any narrower (−1) or wider (+1) width."""
+        rows = [self._changed(self.row, *move) for move in self._moves(self.row, direction, 0)]
+        return np.array(rows).reshape(-1, len(self.row))
+
+    def pairs(self, one: int, other: int) -> Array:
+        """Return the rows with two groups changed by one step each, in the given directions."""
+        firsts, seconds = self._moves(self.row, one, 1), self._moves(self.row, other, 1)
+        rows = [self._changed(self._changed(self.row, *a), *b) for a in firsts for b in seconds if a[0] != b[0]]
+        return np.array(rows).reshape(-1, len(self.row))
+
+    def walk(self, direction: int, allowed: float = np.inf) -> Array:
+        """Return the rows of a walk narrower or wider that loses least or gains most importance for the latency.
+
+        It goes on as long as a step is predicted to be within `allowed`.
+        """
+        rows = [self.row]
+        while steps := self._moves(rows[-1], direction, 2):
+            nexts = np.array([self._changed(rows[-1], *step) for step in steps])
+            nexts = nexts[self._model.predict_rows(nexts) <= allowed + SLACK]
+            if not len(nexts):
+                break
+            rows.append(nexts[self._rates(rows[-1], nexts).argmax()])
+        return np.array(rows[1:]).reshape(-1, len(self.row))
+
+    def best(self, rows: Array, allowed: float, above: float, tried: Set[str]) -> dict[str, int] | None:
+        """Return the untried row of most worth, over `above`, that is predicted within `allowed`; ties: the faster."""
+        rows = np.unique(rows, axis=0)
+        predicted, worth = self._model.predict_rows(rows), self.worth(rows)
+        for place in np.lexsort((predicted, -worth)):
+            if predicted[place] <= allowed + SLACK and worth[place] > above + SLACK:
+                widths = dict(zip(self._model.names, rows[place].astype(int).tolist(), strict=True))
+                if self._problem.plan(widths).digest not in tried:
+                    return widths
+        return None
+
+    def _rates(self, row: Array, nexts: Array) -> Array:
+        """Return importance per latency of each step, to be made large: gained when widening, kept when narrowing."""
+        worth = self.worth(nexts) - self.worth(row[None])
+        latency = np.abs(self._model.predict_rows(nexts) - self._model.predict_rows(row[None]))
+        return np.asarray(worth / np.maximum(latency, SLACK))
+
+    def _moves(self, row: Array, direction: int, steps: int) -> list[tuple[int, int]]:
+        """Return (group, width) of the next `steps` widths of every group in one direction; all of them if 0."""
+        moves = []
+        for place, group in enumerate(self._groups):
+            beyond = [each for each in group.choices if (each - row[place]) * direction > 0][::direction]
+            moves += [(place, width) for width in beyond[: steps or None]]
+        return moves
+
+    @staticmethod
+    def _changed(row: Array, place: int, width: int) -> Array:
+        changed = row.copy()
+        changed[place] = width
+        return changed
