@@ -52,7 +52,7 @@ def settle(bench: Bench, problem: Problem, trials: Sequence[Trial], sampling: Sa
         seen = bench.try_plan(plan, "settle", len(settled), sampling=replace(sampling, threshold=limit))
         _learn(model, seen)
         settled.append(seen)
-        plan = _next_plan(problem, model, settled, limit)
+        plan = _next_plan(problem, model, trials, settled, limit)
     winner = settled_winner(settled, limit)
     if winner is None:
         raise _nothing_fits(problem, settled)
@@ -74,16 +74,24 @@ def settled_winner(settled: Sequence[Trial], limit: float) -> Trial | None:
     return max(near, key=lambda each: (each.score.terms["latency_ratio"], each.score.terms["accuracy"]))
 
 
-def _next_plan(problem: Problem, model: LatencyModel, settled: Sequence[Trial], limit: float) -> Plan | None:
+def _next_plan(
+    problem: Problem, model: LatencyModel, trials: Sequence[Trial], settled: Sequence[Trial], limit: float
+) -> Plan | None:
     """Return the plan to try next, or None if the winner is good enough or nothing is left to try."""
     winner = settled_winner(settled, limit)
     tried = {each.plan.digest for each in settled}
     if winner is None:
         last = min((each for each in settled if each.measurement is not None), key=_high, default=None)
-        return None if last is None else shrink(problem, model, last, limit, tried)
-    if winner.score.terms["latency_ratio"] >= USED_ENOUGH * problem.limit_ratio:
+        if last is None:
+            untried = [each for each in trials if each.plan.digest not in tried]
+            start = best_of(untried) or nearest_of(untried)
+            return start.plan if start else None
+        widths = shrink(problem, model, last.plan.widths, overshoot=_high(last) / limit, tried=tried)
+    elif winner.score.terms["latency_ratio"] >= USED_ENOUGH * problem.limit_ratio:
         return None
-    return grow(problem, model, winner, limit, tried)
+    else:
+        widths = grow(problem, model, winner.plan.widths, used=_high(winner) / limit, tried=tried)
+    return None if widths is None else problem.plan(widths)
 
 
 def _high(trial: Trial) -> float:
