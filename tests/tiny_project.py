@@ -104,7 +104,7 @@ def images() -> dict[str, np.ndarray]:
     for split, count in (("train", 400), ("test", 120)):
         labels = np.arange(count) % CLASSES
         noise = rng.standard_normal((count, 1, SIDE, SIDE))
-        found[f"{split}_images"] = (patterns[labels] + 2.5 * noise).astype(np.float32)
+        found[f"{split}_images"] = (patterns[labels] + 1.2 * noise).astype(np.float32)
         found[f"{split}_labels"] = labels.astype(np.int64)
     return found
 

@@ -1,0 +1,424 @@
+"""From a model to a verified bundle on the formula; killed, unplugged and resumed on the way, with the same end."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_project
+
+from edgeprune.budget import Budget, Latency
+from edgeprune.bundle import open_bundle
+from edgeprune.canonical import file_sha256
+from edgeprune.deploy import Request, deploy, verdict
+from edgeprune.errors import BudgetError, DeviceBusy, DeviceLost, LedgerError, NothingFits
+from edgeprune.intake.config import load_config
+from edgeprune.ledger import Incident, Ledger
+from edgeprune.outcome import ModelFacts, Outcome
+from edgeprune.run_lock import RunLock
+from edgeprune.statistics import Interval
+from edgeprune.target import open_target
+from edgeprune.trial import Trial
+from edgeprune.verify import verify
+
+QUICK = (("steps = 12", "steps = 0"), ("trials = 6", "trials = 2"))
+"""For deploys whose end does not matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A deploy that ended, and what it left."""
+
+    outcome: Outcome
+    trials: list[Trial]
+    incidents: list[Incident]
+    facts: dict[str, Any]
+
+    @property
+    def plan(self) -> str:
+        """Return the digest of the plan in the bundle."""
+        with open_bundle(Path(self.outcome.bundle)) as bundle:
+            return bundle.manifest.plan_digest
+
+
+def request(config: Path, out: Path, **changes: Any) -> Request:
+    """Return a request that waits for nothing."""
+    settings = {"target": "toy", "out": out, "sleep": lambda _: None} | changes
+    return Request(config=load_config(config), **settings)
+
+
+def done(outcome: Outcome) -> Done:
+    """Return what the ledger of a finished run says."""
+    with Ledger.open(Path(outcome.run_dir) / "ledger.sqlite", read_only=True) as ledger:
+        run = ledger.runs()[-1]
+        names = ("outcome", "final_measurement", "baseline", "baseline_quality", "test")
+        facts = {name: ledger.fact(run, name) for name in names}
+        return Done(outcome=outcome, trials=ledger.trials(run), incidents=ledger.incidents(run), facts=facts)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_project.write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Return the deploy that nothing disturbed."""
+    return done(deploy(request(config, tmp_path_factory.mktemp("dist"))))
+
+
+# -- the whole line --------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_is_met_and_the_bundle_proves_it(finished: Done, config: Path) -> None:
+    """The upper end of the interval is under the limit, and verifying the bundle agrees on every count."""
+    outcome = finished.outcome
+    assert outcome.budget.met
+    assert outcome.result.ratio.high <= 0.5
+    assert outcome.budget.used == pytest.approx(outcome.result.ratio.p50 / 0.5)
+    profile = load_config(config).profile("toy")
+    with open_target(profile) as target:
+        for place in (outcome.bundle, outcome.archive):
+            seen = verify(Path(place), profile=profile, target=target, baseline=Path(outcome.run_dir) / "baseline.onnx")
+            assert seen.ok, seen
+    assert Path(outcome.report).stat().st_size > 10_000
+
+
+def test_what_is_reported_is_what_the_ledger_holds(finished: Done) -> None:
+    """Outcome, final timing, accuracies and counts, row by row."""
+    outcome, facts = finished.outcome, finished.facts
+    assert Outcome.from_json(facts["outcome"]) == outcome
+    final, trials = facts["final_measurement"], finished.trials
+    assert final["artifact_sha256"] == file_sha256(Path(outcome.bundle) / "model.onnx")
+    assert facts["test"]["baseline"] == outcome.baseline.accuracy
+    assert facts["test"]["result"] == outcome.result.accuracy
+    assert facts["baseline_quality"]["quality"]["accuracy"] == outcome.baseline.validation["baseline"]
+    assert [each.number for each in trials if each.phase == "search"] == list(range(outcome.trials)) == list(range(6))
+    measured = sum(each.measurement is not None and not each.cached for each in trials)
+    assert outcome.measurements == 2 + measured
+    settled = [each for each in trials if each.phase == "settle" and each.plan.digest == finished.plan]
+    assert settled
+    assert settled[-1].quality.accuracy == outcome.result.validation["cut"]
+
+
+def test_widths_are_those_of_the_shipped_graph(finished: Done) -> None:
+    """Fewer parameters and less work, in the numbers and in the file."""
+    outcome = finished.outcome
+    assert {each.group for each in outcome.widths} >= {"stem.0", "block1.conv1", "block2.conv2"}
+    assert any(each.after < each.before for each in outcome.widths)
+    assert outcome.result.parameters < outcome.baseline.parameters == 72_500
+    assert outcome.result.macs < outcome.baseline.macs
+    assert outcome.result.size_bytes == (Path(outcome.bundle) / "model.onnx").stat().st_size
+    assert sum(outcome.layer_shares.values()) == pytest.approx(1.0)
+
+
+def test_the_same_request_again_measures_nothing_and_ships_the_same_bytes(finished: Done, config: Path) -> None:
+    """A finished run is replayed from its ledger; only the wall seconds differ."""
+    before = file_sha256(Path(finished.outcome.archive))
+    again = done(deploy(request(config, Path(finished.outcome.run_dir).parent)))
+    assert replace(again.outcome, seconds={}) == replace(finished.outcome, seconds={})
+    assert again.trials == finished.trials
+    assert again.facts["final_measurement"] == finished.facts["final_measurement"]
+    assert file_sha256(Path(again.outcome.archive)) == before
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\x08")])
+def test_a_lost_baseline_graph_is_exported_again(
+    finished: Done, config: Path, damage: Callable[[Path], object]
+) -> None:
+    """The file beside the ledger may be lost or damaged: the same bytes come back."""
+    place = Path(finished.outcome.run_dir) / "baseline.onnx"
+    before = file_sha256(place)
+    damage(place)
+    deploy(request(config, Path(finished.outcome.run_dir).parent))
+    assert file_sha256(place) == before
+
+
+def test_every_number_of_the_promised_json_is_there(finished: Done) -> None:
+    """At least these, and all of it is plain JSON."""
+    value = json.loads(json.dumps(finished.outcome.to_json(), allow_nan=False))
+    for part in ("baseline", "result"):
+        assert 0 < value[part]["accuracy"] <= 1
+        assert value[part]["latency_ms"].keys() >= {"p50", "low", "high"}
+    assert value["result"]["ratio"].keys() >= {"p50", "low", "high"}
+    assert value["budget"].keys() >= {"requested", "met", "used"}
+    assert value["measurements"] > 0
+    assert Path(value["bundle"]).is_dir()
+    assert Path(value["report"]).is_file()
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_out_of_reach_names_one_that_can_be_met(tmp_path: Path) -> None:
+    """Nothing fits; the budget that the error suggests fits."""
+    out = tmp_path / "dist"
+    config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"0.01x"'))
+    with pytest.raises(NothingFits) as caught:
+        deploy(request(config, out))
+    assert re.search(r"narrowest takes 0\.\d+x \(.* ms\)", caught.value.what)
+    assert caught.value.why
+    reachable = re.search(r"at least (\S+x)", caught.value.next_step)[1]
+    assert not list(out.glob("*.tar"))
+    config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', f'"{reachable}"'))
+    assert deploy(request(config, out)).budget.met
+
+
+def test_a_budget_in_milliseconds_is_a_limit_in_milliseconds(tmp_path: Path) -> None:
+    """About half of the 0.28 ms that the formula gives the unpruned net; too little is said in milliseconds too."""
+    config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"0.14ms"'))
+    outcome = deploy(request(config, tmp_path / "dist"))
+    assert outcome.budget.requested == "0.14ms"
+    assert outcome.budget.limit_ratio == pytest.approx(0.14 / outcome.baseline.latency_ms.p50, rel=0.01)
+    assert outcome.budget.met == (outcome.result.ratio.high <= outcome.budget.limit_ratio)
+    config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"10us"'))
+    with pytest.raises(NothingFits, match=r"no plan meets 0\.01ms") as caught:
+        deploy(request(config, tmp_path / "dist"))
+    assert re.search(r"at least 0\.\d+ms", caught.value.next_step)
+
+
+def test_a_budget_that_the_unpruned_model_meets_is_refused(tmp_path: Path) -> None:
+    """There is nothing to prune for; the error says how fast it is already."""
+    config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"5ms"'))
+    with pytest.raises(BudgetError, match="meets 5ms already") as caught:
+        deploy(request(config, tmp_path / "dist"))
+    assert "it takes 0.2" in caught.value.why
+
+
+def test_a_space_without_a_choice_is_refused_with_reasons(tmp_path: Path) -> None:
+    """Excluding everything leaves nothing to decide."""
+    config = tiny_project.write_project(tmp_path, *QUICK, ("[space]", '[space]\nexclude = ["*"]'))
+    with pytest.raises(NothingFits, match="no layer of the model can be pruned") as caught:
+        deploy(request(config, tmp_path / "dist"))
+    assert "excluded by '*'" in caught.value.why
+
+
+def facts_of(*, accuracy: float = 0.9, high: float = 0.49, mib: float = 1.0) -> ModelFacts:
+    ratio = Interval(p50=high - 0.01, low=high - 0.02, high=high)
+    return ModelFacts(
+        accuracy=accuracy,
+        validation={},
+        latency_ms=ratio,
+        ratio=ratio,
+        parameters=1,
+        macs=1,
+        size_bytes=round(mib * 2**20),
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "missed"),
+    [
+        (facts_of(), []),
+        (facts_of(high=0.5), []),
+        (facts_of(high=0.501), ["latency"]),
+        (facts_of(accuracy=0.87), ["accuracy"]),
+        (facts_of(mib=2.5), ["size"]),
+        (facts_of(high=0.6, accuracy=0.1, mib=9), ["latency", "accuracy", "size"]),
+    ],
+)
+def test_every_promise_of_a_budget_is_held_against_the_result(facts: ModelFacts, missed: list[str]) -> None:
+    """Latency by its upper end, the drop of accuracy on test, the size of the file; each breach has a sentence."""
+    budget = Budget(latency=Latency.parse("0.5x"), max_accuracy_drop=0.02, size_mib=2.0)
+    seen = verdict(budget, 0.5, facts, 0.91 if facts.accuracy == 0.9 else 0.9)
+    assert [each.partition(":")[0] for each in seen.missed] == missed
+    assert seen.met == (not missed)
+
+
+# -- the device fails ------------------------------------------------------------------------------------------------
+
+
+def losing(folder: Path, *numbers: int) -> Path:
+    """Write the project on a formula that is lost in these measurements of a connection."""
+    return tiny_project.write_project(folder, ("block = 8", f"block = 8\nlose_at = {list(numbers)}"))
+
+
+def test_a_lost_device_changes_neither_the_trials_nor_the_plan(tmp_path: Path, finished: Done) -> None:
+    """Lost while timing the baseline, in the search, while settling: each is an incident, none a trial."""
+    waits: list[float] = []
+    disturbed = done(deploy(request(losing(tmp_path, 0, 2, 5, 10), tmp_path / "dist", sleep=waits.append)))
+    assert [each.kind for each in disturbed.incidents] == ["DeviceLost"] * 4
+    assert len(waits) == 4
+    assert [(each.plan, each.score) for each in disturbed.trials] == [
+        (each.plan, each.score) for each in finished.trials
+    ]
+    assert disturbed.plan == finished.plan
+    assert disturbed.outcome.measurements == finished.outcome.measurements + 4
+
+
+def test_a_device_that_stays_away_pauses_the_run_until_the_same_command_is_given_again(
+    tmp_path: Path, finished: Done
+) -> None:
+    """Five losses in a row end a run; every resumed run gets further, to the same plan."""
+    config, pauses, ended = losing(tmp_path, 3, 4, 5, 6, 7), [], None
+    while ended is None and len(pauses) < 10:
+        try:
+            ended = deploy(request(config, tmp_path / "dist"))
+        except DeviceLost as error:
+            pauses.append(error.next_step)
+    resumed = done(ended)
+    assert len(pauses) >= 2
+    assert all("resumes" in each for each in pauses)
+    assert resumed.plan == finished.plan
+    assert len(resumed.trials) == len(finished.trials)
+
+
+# -- killed ----------------------------------------------------------------------------------------------------------
+
+
+def rows(run: Path, query: str) -> list[tuple]:
+    """Return what the ledger of a run holds now, nothing while there is none."""
+    try:
+        with closing(sqlite3.connect(f"file:{run}/ledger.sqlite?mode=ro", uri=True)) as connection:
+            return connection.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def run_folder(out: Path) -> Path:
+    return next(iter(out.glob("*.run")), out / "none.run")
+
+
+def holds(query: str, count: int = 1) -> Callable[[Path], bool]:
+    return lambda out: len(rows(run_folder(out), query)) >= count
+
+
+KILLED_WHEN: dict[str, Callable[[Path], bool]] = {
+    "the graph is exported": holds("SELECT 1 FROM facts WHERE name = 'baseline.onnx'"),
+    "the baseline is timed": holds("SELECT 1 FROM facts WHERE name = 'baseline'"),
+    "two candidates are tried": holds("SELECT 1 FROM trials WHERE phase = 'search'", 2),
+    "settling has begun": holds("SELECT 1 FROM trials WHERE phase = 'settle'"),
+    "fine-tuning has begun": lambda out: any(run_folder(out).glob("finetune-*")),
+    "the result is timed": holds("SELECT 1 FROM facts WHERE name = 'final_measurement'"),
+}
+
+
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "edgeprune", "deploy", "--target", "toy", "--json", "--quiet", "--out", str(out)]
+
+
+def killed_when(reached: Callable[[Path], bool], config: Path, out: Path) -> bool:
+    """Start the deploy, SIGKILL it as soon as a point is reached, and return whether it was still running."""
+    with subprocess.Popen(command(out), cwd=config.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not reached(out):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        said, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    assert process.returncode == 0 or said == b""
+    return process.returncode != 0
+
+
+def test_killed_at_any_point_the_same_command_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """One run, killed six times: no row is written twice, and plan, weights and trials are those of an unkilled run."""
+    changes = (("steps = 12", "steps = 40\ncheckpoint_s = 0.001"),)
+    config = tiny_project.write_project(tmp_path / "project", *changes)
+    out, kept, killed = tmp_path / "killed", [], []
+    for point, reached in KILLED_WHEN.items():
+        if killed_when(reached, config, out):
+            killed.append(point)
+        found = rows(run_folder(out), "SELECT phase, number, created_at, sha256 FROM trials ORDER BY seq")
+        assert found[: len(kept)] == kept, point
+        kept = found
+    assert len(killed) >= 4, killed
+    finish = subprocess.run(command(out), cwd=config.parent, capture_output=True, check=True, text=True)
+    resumed = done(Outcome.from_json(json.loads(finish.stdout)["data"]))
+    unkilled = done(deploy(request(config, tmp_path / "unkilled")))
+    assert [(each.plan, each.score) for each in resumed.trials] == [(each.plan, each.score) for each in unkilled.trials]
+    assert resumed.plan == unkilled.plan
+    assert resumed.incidents == []
+    assert resumed.outcome.measurements == unkilled.outcome.measurements
+    assert model_sha256(resumed) == model_sha256(unkilled)
+    assert len(rows(Path(resumed.outcome.run_dir), "SELECT 1 FROM measurements")) == len(
+        rows(Path(unkilled.outcome.run_dir), "SELECT 1 FROM measurements")
+    )
+
+
+def model_sha256(one: Done) -> str:
+    return file_sha256(Path(one.outcome.bundle) / "model.onnx")
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_starts_over_but_not_under_a_run_that_is_going_on(tmp_path: Path) -> None:
+    """What an earlier run found is forgotten; a ledger that is in use is left alone."""
+    config, out = tiny_project.write_project(tmp_path, *QUICK), tmp_path / "dist"
+    first = deploy(request(config, out))
+    before = rows(Path(first.run_dir), "SELECT created_at FROM trials")
+    lock = RunLock.take(Path(first.run_dir) / "ledger.sqlite.lock")
+    try:
+        with pytest.raises(DeviceBusy):
+            deploy(request(config, out, fresh=True))
+    finally:
+        lock.release()
+    assert rows(Path(first.run_dir), "SELECT created_at FROM trials") == before
+    second = deploy(request(config, out, fresh=True))
+    after = rows(Path(second.run_dir), "SELECT created_at FROM trials")
+    assert len(after) == len(before)
+    assert min(after) > max(before)
+
+
+def test_a_profile_given_as_a_path_names_run_and_bundle_by_its_name(tmp_path: Path) -> None:
+    """No slash of the path gets into a name."""
+    config = tiny_project.write_project(tmp_path, *QUICK)
+    (tmp_path / "boards").mkdir()
+    (tmp_path / "boards" / "my.toml").write_text('adapter = "formula"\n[options]\nblock = 8\n')
+    outcome = deploy(request(config, tmp_path / "dist", target="boards/my.toml"))
+    assert re.fullmatch(r"net-my-0\.5x-[0-9a-f]{8}", Path(outcome.bundle).name)
+    assert Path(outcome.bundle).parent == tmp_path / "dist"
+
+
+def test_another_request_is_another_run(tmp_path: Path) -> None:
+    """A changed setting never continues an earlier run's ledger."""
+    out = tmp_path / "dist"
+    one = deploy(request(tiny_project.write_project(tmp_path, *QUICK), out))
+    other = deploy(request(tiny_project.write_project(tmp_path, *QUICK, ("seed = 1", "seed = 2")), out))
+    assert one.run_dir != other.run_dir
+    assert Path(one.bundle).is_dir()
+
+
+def test_a_ledger_of_another_code_is_not_continued(finished: Done, config: Path, tmp_path: Path) -> None:
+    """A row that says another plan was tried at this place ends the run, and says what to do."""
+    source, run = Path(finished.outcome.run_dir), tmp_path / Path(finished.outcome.run_dir).name
+    run.mkdir()
+    with Ledger.open(source / "ledger.sqlite", read_only=True) as old, Ledger.open(run / "ledger.sqlite") as new:
+        name = old.runs()[-1]
+        for each in old.trials(name):
+            other = finished.trials[0].plan if each.number == 1 and each.phase == "search" else each.plan
+            new.append(name, replace(each, plan=other), seed=1)
+        for fact in ("baseline.onnx", "baseline", "baseline_quality"):
+            new.record(name, fact, old.fact(name, fact))
+    with pytest.raises(LedgerError, match="another plan") as caught:
+        deploy(request(config, tmp_path))
+    assert "--fresh" in caught.value.next_step
+
+
+# -- a real device ---------------------------------------------------------------------------------------------------
+
+
+def test_on_this_machine_the_numbers_are_measured(tmp_path: Path) -> None:
+    """The whole line on ONNX Runtime: real milliseconds, a ratio of its own, a bundle that verifies."""
+    changes = (*QUICK, ('"0.5x"', '"0.95x"'), ("session_ms = 20.0", "session_ms = 60.0\nsessions_max = 3"))
+    config = tiny_project.write_project(tmp_path, *changes)
+    outcome = deploy(request(config, tmp_path / "dist", target="host", sleep=time.sleep))
+    assert (outcome.emulated, outcome.metric) == (False, "latency_ns")
+    assert outcome.conditions["onnxruntime"]
+    assert 0 < outcome.result.ratio.low <= outcome.result.ratio.p50 <= outcome.result.ratio.high
+    assert 0 < outcome.result.latency_ms.p50 < outcome.baseline.latency_ms.p50
+    assert set(outcome.layer_shares) >= {"stem.0", "block1.conv1", "block2.conv2"}
+    profile = load_config(config).profile("host")
+    with open_target(profile) as target:
+        seen = verify(Path(outcome.bundle), profile=profile, target=target, remeasure=False)
+    assert {each.name: each.ok for each in seen.checks}["parity"]
+    assert {each.name: each.ok for each in seen.checks}["selftest"]
