@@ -216,25 +216,29 @@ def _granted(attempt: Callable[[], None]) -> bool:
 
 
 def _fifo() -> None:
-    for thread in _threads():
-        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+    to_each_thread(lambda thread: os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY)))
 
 
 def _nice() -> None:
-    for thread in _threads():
-        os.setpriority(os.PRIO_PROCESS, thread, -20)
+    to_each_thread(lambda thread: os.setpriority(os.PRIO_PROCESS, thread, -20))
 
 
 def _lower() -> None:
-    for thread in _threads():
-        if os.sched_getscheduler(thread) != os.SCHED_OTHER:
-            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
-        if os.getpriority(os.PRIO_PROCESS, thread) < 0:
-            os.setpriority(os.PRIO_PROCESS, thread, 0)
+    to_each_thread(_lower_one)
 
 
-def _threads() -> list[int]:
-    return [int(each.name) for each in Path("/proc/self/task").iterdir()]
+def _lower_one(thread: int) -> None:
+    if os.sched_getscheduler(thread) != os.SCHED_OTHER:
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+    if os.getpriority(os.PRIO_PROCESS, thread) < 0:
+        os.setpriority(os.PRIO_PROCESS, thread, 0)
+
+
+def to_each_thread(change: Callable[[int], None]) -> None:
+    """Change every thread of this process; one that has ended since it was listed needs no change."""
+    for each in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            change(int(each.name))
 
 
 class Worker:

@@ -138,7 +138,7 @@ class OnnxRuntimeCpu:
         started, before = time.monotonic(), _conditions.read_conditions(self._cpus)
         replies: list[Mapping[str, Any]] = []
         sessions: list[Session] = []
-        while not sampling.enough(sessions):
+        while not sampling.enough(sessions, time.monotonic() - started):
             replies.append(self._session(engine, sampling, len(sessions)))
             sessions.append(_session(replies[-1], single_threaded=self._options["threads"] == 1))
         layers = self._layers(engine) if sampling.layers else {}

@@ -202,6 +202,14 @@ def test_sampling_stops_when_the_decision_is_clear_or_the_time_is_spent(
     assert sampling.enough([session_of(each) for each in ratios]) is enough
 
 
+def test_time_is_up_on_a_loaded_device_but_never_before_the_fewest_sessions() -> None:
+    """Six sessions of 200 ms may take 2.1 s."""
+    sampling = Sampling(reference=REFERENCE, sessions_min=3)
+    assert not sampling.enough([session_of(1.0)] * 2, 100.0)
+    assert not sampling.enough([session_of(1.0)] * 3, 2.0)
+    assert sampling.enough([session_of(1.0)] * 3, 2.2)
+
+
 def test_a_single_session_is_enough_only_if_it_is_all_there_may_be() -> None:
     assert Sampling(reference=REFERENCE, sessions_min=1, sessions_max=1).enough([session_of(1.0)])
 

@@ -22,6 +22,9 @@ CLEAN_SHARE_NEEDED = 0.75
 """... unless at least this share of its calls is clean: a session of a slow engine has few calls to begin with."""
 
 
+OVERTIME = 1.75
+"""Loading and warming up add a third to the time of sampling; only a loaded device needs this many times as long."""
+
 CALLS_OF_A_THIRD = 3
 """Fewer calls than this in a third of a session cannot show a drift."""
 
@@ -39,9 +42,10 @@ class Sampling:
     Attributes:
         reference: the sentinel timed in alternating blocks with the candidate.
         threshold: the ratio to the reference that the caller must decide against; sampling stops early once the
-            interval is clear of it. None: use every session.
+            interval is clear of it. None: there is nothing to decide, go on to `sessions_max`.
         sessions_min: sessions before stopping is considered.
-        sessions_max: sessions after which the answer is given as it stands.
+        sessions_max: sessions after which the answer is given as it stands; a loaded device may stop before, but
+            never before `sessions_min`.
         session_ms: milliseconds of sampling in one session.
         block_ms: milliseconds of one uninterrupted block of calls of one engine.
         dropped_calls: calls thrown away after each switch, whose caches are cold.
@@ -65,10 +69,15 @@ class Sampling:
         """Return the settings as JSON values; the reference by its SHA-256."""
         return {k: v for k, v in asdict(self).items() if k != "reference"} | {"reference": self.reference.sha256}
 
-    def enough(self, sessions: Sequence["Session"]) -> bool:
-        """Return whether to stop: the decision is clear after `sessions_min`, or `sessions_max` is reached."""
+    def enough(self, sessions: Sequence["Session"], elapsed_s: float = 0.0) -> bool:
+        """Return whether to stop: after `sessions_max`, or after `sessions_min` if the decision is clear or time is up.
+
+        Time is up after `OVERTIME` times the sampling that was asked for: on a loaded device a session takes longer.
+        """
         if len(sessions) < self.sessions_min or len(sessions) >= self.sessions_max:
             return len(sessions) >= self.sessions_max
+        if elapsed_s >= OVERTIME * self.sessions_max * self.session_ms / 1000:
+            return True
         if self.threshold is None:
             return False
         ratio = statistics.interval_over_sessions([each.log_ratio() for each in sessions], self.confidence)

@@ -1,8 +1,9 @@
 import random
+import threading
 
 import pytest
 
-from edgeprune.targets._onnxruntime_worker import alternate, warm_up
+from edgeprune.targets._onnxruntime_worker import alternate, to_each_thread, warm_up
 
 
 class Bench:
@@ -110,6 +111,33 @@ def test_the_order_of_blocks_is_drawn_and_the_same_for_the_same_seed() -> None:
     assert order(1) != order(2)
     pairs = list(zip(order(1)[::2], order(1)[1::2], strict=True))
     assert set(pairs) == {(0, 1), (1, 0)}
+
+
+def test_a_thread_that_ends_while_threads_are_listed_is_passed_over() -> None:
+    """ONNX Runtime's own threads come and go; one vanished once in about a hundred measurements."""
+    stay, seen = threading.Event(), []
+    others = [threading.Thread(target=stay.wait) for _ in range(3)]
+    for each in others:
+        each.start()
+
+    def change(thread: int) -> None:
+        seen.append(thread)
+        if thread != threading.get_native_id():
+            raise ProcessLookupError
+
+    to_each_thread(change)
+    stay.set()
+    for each in others:
+        each.join()
+    assert {threading.get_native_id(), *(each.native_id for each in others)} <= set(seen)
+
+
+def test_a_refused_priority_is_not_passed_over() -> None:
+    def refuse(_: int) -> None:
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        to_each_thread(refuse)
 
 
 def test_a_machine_that_slows_down_steadily_leaves_the_ratio_alone() -> None:
