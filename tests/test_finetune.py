@@ -197,12 +197,13 @@ def test_a_real_signal_loses_nothing(tmp_path: Path, how: signal.Signals) -> Non
     assert same_weights(resumed.module, run(tmp_path / "whole").module)
 
 
-def test_an_interrupt_is_kept_in_a_checkpoint(tmp_path: Path) -> None:
-    """Ctrl-C while progress is drawn: the step is saved, and the error says how to go on."""
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), Interrupted("step 4 of 18", next_step="same command")])
+def test_an_interrupt_is_kept_in_a_checkpoint(tmp_path: Path, cause: BaseException) -> None:
+    """Ctrl-C while progress is drawn, or a caller that wants to stop: the step is saved."""
 
     def progress(facts: Progress) -> None:
         if facts.step == 4:
-            raise KeyboardInterrupt
+            raise cause
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="step 4 of 18") as caught:
@@ -262,6 +263,24 @@ def test_progress_counts_up_and_the_time_left_down(tmp_path: Path) -> None:
     assert seen[0].fraction == 0
     assert (seen[-1].fraction, seen[-1].seconds_left) == (1, 0)
     assert all(each.loss is not None and each.loss > 0 for each in seen[1:])
+    assert seen[0].note.startswith("validation ")
+    assert seen[-1].note.startswith(f"loss {seen[-1].loss:.3f}, validation ")
+
+
+def test_a_program_s_own_handler_is_left_in_charge(tmp_path: Path) -> None:
+    """A Ctrl-C goes to the handler that was there, and the fine-tuning goes on until it is told to stop."""
+    heard: list[int] = []
+
+    def progress(facts: Progress) -> None:
+        if facts.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        assert run(tmp_path / "c", progress=progress).steps == 18
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
 
 
 def test_no_steps_return_the_student(tmp_path: Path) -> None:

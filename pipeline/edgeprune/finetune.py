@@ -71,6 +71,12 @@ class Progress:
         """Return the share that is done, 0 to 1."""
         return self.step / self.steps if self.steps else 1.0
 
+    @property
+    def note(self) -> str:
+        """Return what to show beside the bar."""
+        loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
+        return f"{loss}validation {self.accuracy:.2%}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
@@ -130,13 +136,13 @@ def finetune(
         train: what to learn from.
         validation: what to choose the best epoch by.
         checkpoint: a file to resume from if it exists, and to write; it stays, so that a finished run is not repeated.
-        progress: called before the first and after every step.
+        progress: called before the first and after every step; it may raise `Interrupted`.
 
     Raises:
         ConfigError: if the loss is no longer finite, or the checkpoint belongs to another run.
         CorruptArtifact: if the checkpoint is damaged.
         StorageFull: if it cannot be written.
-        Interrupted: on Ctrl-C, after a checkpoint.
+        Interrupted: on Ctrl-C or when `progress` says so, after a checkpoint.
     """
     with _held_interrupts() as interrupted:
         run = _Run(student, teacher, train, validation, settings, checkpoint)
@@ -253,6 +259,9 @@ class _Run:
         facts = Progress(step=state.step, steps=self._steps, loss=loss, accuracy=state.curve[-1][1], seconds_left=left)
         try:
             progress(facts)
+        except Interrupted:
+            self._save()
+            raise
         except KeyboardInterrupt:
             self._stop()
 
@@ -443,13 +452,14 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _held_interrupts() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event, so that no step is cut in half; the second acts at once.
 
-    Outside the main thread, which never sees one, nothing is changed.
+    Nothing is changed outside the main thread, which never sees one, or where the program has a handler of its own: it
+    stops the run by raising `Interrupted` from its progress.
     """
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         yield interrupted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(_signal: int, _frame: Any) -> None:
         interrupted.set()

@@ -13,7 +13,7 @@ from PIL import Image
 from edgeprune.errors import DataError, EdgepruneError
 from edgeprune.intake.config import DataConfig
 from edgeprune.intake.data import Splits, load_data
-from edgeprune.intake.images import ArraySet, augmented, stratified
+from edgeprune.intake.images import ArraySet, augmented, interleaved, stratified
 from edgeprune.intake.model import LoadedModel
 
 FACTORIES = """
@@ -116,7 +116,9 @@ def test_named_splits_of_an_archive_are_kept(archive: Path) -> None:
     arrays = {f"{k}_images": images[v] for k, v in parts.items()} | {f"{k}_labels": labels[v] for k, v in parts.items()}
     np.savez(archive / "three.npz", **arrays)
     splits = loaded(archive, arrays="three.npz")
-    assert torch.equal(splits.validation.images, torch.from_numpy(images[18:24]))
+    assert {each.sum().item() for each in splits.validation.images} == {
+        each.sum().item() for each in torch.from_numpy(images[18:24])
+    }
     assert torch.equal(splits.open_test().tensor(), torch.from_numpy(images[24:]))
     assert len(splits.train) == 18
 
@@ -352,6 +354,27 @@ def test_a_flip_mirrors_and_a_crop_shifts() -> None:
     shifted = {tuple(each) for each in augmented(image, "flip-crop", generator)[:, 0, 0].tolist()}
     assert len(shifted) == 10
     assert (0, 0, 0, *range(1, 14)) in shifted
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.integers(0, 9))
+def test_every_beginning_of_an_interleaved_order_is_in_proportion(labels: list[int], seed: int) -> None:
+    """All images once, and no class is ever ahead or behind by more than the number of classes."""
+    values = torch.tensor(sorted(labels))
+    order = interleaved(values, seed)
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    classes = set(labels)
+    for count in range(1, len(labels) + 1):
+        found = values[order[:count]].tolist()
+        for each in classes:
+            assert abs(found.count(each) - labels.count(each) * count / len(labels)) <= len(classes)
+
+
+def test_balanced_classes_take_turns() -> None:
+    """With equal classes every round of a beginning has one image of each."""
+    order = interleaved(torch.arange(40) // 10, seed=1)
+    rounds = (torch.arange(40) // 10)[order].view(10, 4)
+    assert torch.equal(rounds.sort(1).values, torch.arange(4).expand(10, 4))
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,7 +14,7 @@ import torch
 from edgeprune.errors import DataError, EdgepruneError
 from edgeprune.intake.arrays import Pair, array_set, from_factory, from_npz
 from edgeprune.intake.folder import from_folder
-from edgeprune.intake.images import ArraySet, stratified
+from edgeprune.intake.images import ArraySet, interleaved, stratified
 
 if TYPE_CHECKING:
     from edgeprune.intake.config import DataConfig
@@ -28,8 +28,9 @@ class Splits:
     """The three splits; the test split opens once.
 
     Attributes:
-        train, validation: to learn from, and to choose by.
-        calibration: a part of `train`, for batch-norm statistics, importance and entropy.
+        train: to learn from.
+        validation: to choose by; any beginning of it has the classes in proportion.
+        calibration: a part of `train`, in such an order as well, for batch-norm statistics, importance and entropy.
         classes: one more than the largest label.
         name: as the user named the data.
         digest: SHA-256 of everything in all three splits.
@@ -37,8 +38,8 @@ class Splits:
 
     def __init__(self, *, train: ArraySet, validation: ArraySet, test: ArraySet, name: str, calibration: int) -> None:
         self.train = train
-        self.validation = validation
-        self.calibration = train.subset(stratified(train.labels, min(calibration, len(train)), seed=0)[0])
+        self.validation = validation.subset(interleaved(validation.labels, seed=0))
+        self.calibration = train.subset(interleaved(train.labels, seed=0)[:calibration])
         self.classes = 1 + max(int(each.labels.max()) for each in (train, validation, test))
         self.name = name
         self.digest = hashlib.sha256("".join(each.digest for each in (train, validation, test)).encode()).hexdigest()

@@ -112,6 +112,20 @@ def _moved(places: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return (places + shift).clamp(0, side - 1)
 
 
+def interleaved(labels: Tensor, seed: int) -> Tensor:
+    """Return an order of all images in which every beginning has the classes in proportion, within a class at random.
+
+    The k-th of the n images of a class stands at (k + 1/2) / n of the way, so that no class gathers anywhere.
+    """
+    rng = np.random.default_rng(seed)
+    values = labels.numpy()
+    place = np.empty(len(values))
+    for each in np.unique(values):
+        members = np.flatnonzero(values == each)
+        place[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    return torch.from_numpy(np.lexsort((rng.random(len(values)), place)))
+
+
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices of `count` images and of the rest, both ascending, with the classes in proportion.
 
