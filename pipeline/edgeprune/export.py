@@ -99,8 +99,12 @@ def _exported(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
 
 def _cause(error: BaseException) -> str:
     """Return the first line of what lies at the bottom: the exporter wraps the user's own error in its advice."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "what its forward method does depends on the values it is given, and a graph does not branch"
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -117,16 +121,15 @@ def _check_ends(graph: onnx.GraphProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks about libraries nobody asked for; errors still raise."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence the exporter's remarks about libraries nobody asked for, and its dumps of graphs; errors still raise."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # half a dozen of PyTorch's loggers have something to say
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _cuttable(proto: onnx.ModelProto, parameters: Collection[str]) -> onnx.ModelProto:
