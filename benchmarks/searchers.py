@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-searchers")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--budget", default="0.5x")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     chosen = parser.parse_args()

@@ -20,13 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgeprune.statistics import band
 
@@ -65,7 +65,7 @@ PROFILE_S, PROFILE_CALLS = 0.3, (4, 50)
 _REFUSALS: tuple[type[Exception], ...] = (
     *(
         each
-        for each in vars(onnxruntime_pybind11_state).values()
+        for each in vars(import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
         if isinstance(each, type) and issubclass(each, Exception)
     ),
     RuntimeError,

@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -130,14 +132,16 @@ class Formula:
         """Return the outputs that ONNX Runtime computes in this process, by name."""
         engine.check()
         import onnxruntime  # a search on the formula never runs anything
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # a compiled module without types
 
         own = (each for each in vars(state).values() if isinstance(each, type) and issubclass(each, Exception))
         refusals: tuple[type[Exception], ...] = (*own, RuntimeError, ValueError, TypeError)
         try:
             session = onnxruntime.InferenceSession(str(engine.path), providers=["CPUExecutionProvider"])
             names = [each.name for each in session.get_outputs()]
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            answers = (np.asarray(each) for each in session.run(names, dict(inputs)))
+            return dict(zip(names, answers, strict=True))
         except refusals as error:
             raise CompileError(
                 f"ONNX Runtime refused: running {engine.path.name}", why=str(error).splitlines()[0]

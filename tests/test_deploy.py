@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -155,6 +156,21 @@ def test_every_number_of_the_promised_json_is_there(finished: Done) -> None:
     assert value["measurements"] > 0
     assert Path(value["bundle"]).is_dir()
     assert Path(value["report"]).is_file()
+
+
+def test_a_winner_that_misses_once_fine_tuned_gives_way_to_another(
+    finished: Done, config: Path, tmp_path: Path
+) -> None:
+    """As if the last timing had ended over the budget: another plan is fine-tuned, checked and shipped."""
+    out = shutil.copytree(Path(finished.outcome.run_dir).parent, tmp_path / "dist")
+    ledger_path = out / Path(finished.outcome.run_dir).name / "ledger.sqlite"
+    with Ledger.open(ledger_path) as ledger:
+        ledger.record(ledger.runs()[-1], "missed_once_tuned", {finished.plan: 0.51})
+    again = done(deploy(request(config, out)))
+    assert again.plan != finished.plan
+    assert again.outcome.budget.met
+    assert again.trials[: len(finished.trials)] == finished.trials
+    assert again.facts["final_measurement"]["artifact_sha256"] != finished.facts["final_measurement"]["artifact_sha256"]
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------------

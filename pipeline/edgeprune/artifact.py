@@ -52,4 +52,4 @@ class Artifact:
 
     def to_json(self) -> dict[str, object]:
         """Return the artifact as JSON values."""
-        return asdict(self) | {"path": str(self.path)}
+        return {**asdict(self), "path": str(self.path)}

@@ -26,12 +26,16 @@ class Latency:
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
-            raise BudgetError(f"budget {text!r} is not a latency", next_step="write 8ms, 800us or 0.5x (of the unpruned model)")
+            raise BudgetError(
+                f"budget {text!r} is not a latency", next_step="write 8ms, 800us or 0.5x (of the unpruned model)"
+            )
         number, unit = float(match["number"]), match["unit"]
         if number <= 0:
             raise BudgetError(f"budget {text!r} is not positive", next_step="write 8ms, 800us or 0.5x")
         if unit == "x" and number >= 1:
-            raise BudgetError(f"budget {text!r} asks for no speed-up", next_step="write a ratio below 1, for example 0.5x")
+            raise BudgetError(
+                f"budget {text!r} asks for no speed-up", next_step="write a ratio below 1, for example 0.5x"
+            )
         return cls(value=number, unit="x") if unit == "x" else cls(value=number * _TO_MS[unit], unit="ms")
 
     def __str__(self) -> str:

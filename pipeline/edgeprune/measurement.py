@@ -67,7 +67,7 @@ class Sampling:
 
     def to_json(self) -> dict[str, object]:
         """Return the settings as JSON values; the reference by its SHA-256."""
-        return {k: v for k, v in asdict(self).items() if k != "reference"} | {"reference": self.reference.sha256}
+        return {**asdict(self), "reference": self.reference.sha256}
 
     def enough(self, sessions: Sequence["Session"], elapsed_s: float = 0.0) -> bool:
         """Return whether to stop: after `sessions_max`, or after `sessions_min` if the decision is clear or time is up.

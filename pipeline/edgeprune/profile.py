@@ -1,12 +1,12 @@
 """What a device *is*: one TOML file a profile, read by name.
 
-    # profiles/host.toml
-    adapter = "onnxruntime_cpu"
-    arch = "any"
-    channel_multiple = 8
+# profiles/host.toml
+adapter = "onnxruntime_cpu"
+arch = "any"
+channel_multiple = 8
 
-    [options]
-    threads = 1
+[options]
+threads = 1
 """
 
 import tomllib
@@ -99,7 +99,9 @@ def _checked(facts: dict[str, object]) -> Profile:
     if unknown := sorted(set(facts) - set(_TYPES)):
         raise ProfileError(f"profile {name!r}: unknown field {unknown[0]!r}", next_step=f"one of {', '.join(_TYPES)}")
     if "adapter" not in facts:
-        raise ProfileError(f"profile {name!r}: no adapter", next_step='add adapter = "onnxruntime_cpu" or another adapter')
+        raise ProfileError(
+            f"profile {name!r}: no adapter", next_step='add adapter = "onnxruntime_cpu" or another adapter'
+        )
     for key, value in facts.items():
         if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and key != "options"):
             wanted = " or ".join(kind.__name__ for kind in _TYPES[key])

@@ -16,6 +16,7 @@ class Stage(Protocol):
 
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         """Move on by so many of the stage's total steps; `note` is the newest thing worth saying."""
+        ...
 
 
 class Progress(Protocol):
@@ -23,9 +24,11 @@ class Progress(Protocol):
 
     def stage(self, name: str, total: float | None = None) -> AbstractContextManager[Stage]:
         """Return a context in which stage `name` runs; total None: length unknown."""
+        ...
 
     def note(self, text: str) -> None:
         """Say one line."""
+        ...
 
 
 class Silent:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from edgeprune.artifact import Artifact
 from edgeprune.errors import ProfileError
@@ -31,6 +31,7 @@ class Target(Protocol):
     @property
     def profile(self) -> Profile:
         """Return the profile it was opened with."""
+        ...
 
     def compile(self, graph: Artifact) -> Artifact:
         """Return the engine for an ONNX graph, built where it must be built: on the host or on the device.
@@ -38,6 +39,7 @@ class Target(Protocol):
         Raises:
             CompileError: if the runtime refuses the graph.
         """
+        ...
 
     def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
         """Return the timing of `engine` against `sampling.reference`, which this target compiled as well.
@@ -47,14 +49,16 @@ class Target(Protocol):
             Unstable: if the device ran too unevenly to mean anything.
             DeviceLost: if the device or its worker is gone.
         """
+        ...
 
-    def run(self, engine: Artifact, inputs: Mapping[str, "NDArray"]) -> Mapping[str, "NDArray"]:
+    def run(self, engine: Artifact, inputs: Mapping[str, "NDArray[Any]"]) -> Mapping[str, "NDArray[Any]"]:
         """Return the outputs of one call on the device, by name.
 
         Raises:
             CompileError: if the engine cannot be loaded or run.
             DeviceLost: if the device or its worker is gone.
         """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ class Trial:
 
     Attributes:
         number: 0-based position in its run.
-        phase: "baseline", "search", "repair" or "final".
+        phase: "probe" (the narrowest plan), "search", "settle" or "confirm".
         strategy: the searcher that asked for it.
         plan: what was tried.
         graph_sha256: of the cut ONNX, None if cutting failed.

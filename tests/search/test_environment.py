@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from search_toys import RESNET56, Toy, residual_toy
 
 from edgeprune.latency_model import LatencyModel
-from edgeprune.search.environment import FEATURES, PruningEnvironment
+from edgeprune.search.environment import FEATURES, USED, PruningEnvironment
 
 SMALL = [(16, 32, 2), (24, 16, 1)]
 
@@ -44,20 +44,23 @@ def test_gymnasium_and_stable_baselines_accept_it() -> None:
 
 
 def brute_force_clip(environment: PruningEnvironment, decided: dict[str, int], name: str, wished: int) -> int:
-    """Return the widest width up to `wished` for which *some* completion meets the target, trying all of them."""
+    """Return the width nearest to `wished` that some completion takes under the target and some over its used share.
+
+    All completions are tried. What does not fit is refused first.
+    """
     groups = environment.problem.space.groups
     later = [group for group in groups if group.name not in decided and group.name != name]
-    fitting = [
-        width
-        for width in environment.problem.space.by_name[name].choices
-        if width <= wished
-        and any(
+    choices = environment.problem.space.by_name[name].choices
+    ends = {
+        width: [
             environment.model.predict({**decided, name: width, **dict(zip((g.name for g in later), rest, strict=True))})
-            <= environment.target
             for rest in itertools.product(*(group.choices for group in later))
-        )
-    ]
-    return max(fitting, default=environment.problem.space.by_name[name].choices[0])
+        ]
+        for width in choices
+    }
+    widest = max((each for each in choices if min(ends[each]) <= environment.target), default=choices[0])
+    using = [each for each in choices if max(ends[each]) >= USED * environment.target]
+    return min(max(wished, min(using, default=choices[-1])), widest)
 
 
 @settings(deadline=None, max_examples=60)
@@ -68,7 +71,7 @@ def brute_force_clip(environment: PruningEnvironment, decided: dict[str, int], n
     seed=st.integers(0, 100),
 )
 def test_the_clip_equals_brute_force(actions: list[float], limit: float, removable: bool, seed: int) -> None:
-    """In a space of three groups every completion can be tried: the clip allows exactly what can still fit."""
+    """In a space of three groups every completion can be tried: the clip allows exactly what can fit and use."""
     toy = residual_toy(SMALL, limit=limit, removable=removable, seed=seed)
     environment, decided = environment_of(toy), {}
     environment.reset()
@@ -78,6 +81,25 @@ def test_the_clip_equals_brute_force(actions: list[float], limit: float, removab
         _, _, _, _, info = environment.step(np.array([action], dtype=np.float32))
         assert info["width"] == expected
         decided[group.name] = expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), limit=st.floats(0.46, 0.95), removable=st.booleans())
+def test_no_episode_wastes_the_predicted_budget(seed: int, limit: float, removable: bool) -> None:
+    """An agent that wants the least in most steps still ends with a plan near the budget."""
+    toy = residual_toy(RESNET56, limit=limit, removable=removable)
+    environment, rng = environment_of(toy), np.random.default_rng(seed)
+    episode(environment, (rng.uniform(0, 1, 27) * (rng.uniform(0, 1, 27) < 0.2)).tolist())
+    assert environment.model.predict(environment.widths) >= 0.9 * environment.target
+
+
+def test_a_plan_is_followed_whatever_the_clip_says() -> None:
+    """Replaying a plan from the ledger leads to that plan."""
+    environment = environment_of(residual_toy(SMALL, limit=0.9, removable=True))
+    environment.reset()
+    for _ in range(3):
+        environment.keep(0)
+    assert set(environment.widths.values()) == {0}
 
 
 @settings(deadline=None, max_examples=40)
@@ -100,14 +122,14 @@ def test_an_unreachable_budget_ends_in_the_fastest_plan() -> None:
 
 def test_the_action_is_the_keep_ratio_of_the_nearest_width() -> None:
     """0, one half and 1 of 16, 16 and 24 units, with a budget that does not bind."""
-    environment = environment_of(residual_toy(SMALL, limit=0.999, removable=True))
+    environment = environment_of(residual_toy(SMALL, limit=0.999, removable=True), used=0.0)
     episode(environment, [0.0, 0.5, 0.9])
     assert list(environment.widths.values()) == [0, 8, 24]
 
 
 def test_features_follow_the_episode() -> None:
     """Saved latency rises as groups are cut, the rest falls, the last action is what was kept, the end is marked."""
-    environment = environment_of(residual_toy(SMALL, limit=0.9))
+    environment = environment_of(residual_toy(SMALL, limit=0.9), used=0.0)
     first, second, _, last = episode(environment, [0.5, 1.0, 0.4])
     assert first["latency_saved"] == pytest.approx(0, abs=1e-6)
     assert first["last_action"] == 1

@@ -161,10 +161,10 @@ class Agent:
         widths = plan.widths
         observation, _ = self._environment.reset()
         for group in self._groups:
-            kept = widths[group.name] / group.width
-            following, _, done, _, _ = self._environment.step(np.array([kept], dtype=np.float32))
-            scaled = np.array([2 * kept - 1], dtype=np.float32)  # the buffer holds actions in [-1, 1]
-            buffer.add(observation, following, scaled, np.zeros(1), np.array([done]), [{}])
+            following = self._environment.keep(widths[group.name])
+            scaled = np.array([2 * widths[group.name] / group.width - 1], dtype=np.float32)  # actions are in [-1, 1]
+            done = np.array([group is self._groups[-1]])
+            buffer.add(observation, following, scaled, np.zeros(1), done, [{}])
             self._episode_of.append(len(self._rewards) - 1)
             observation = following
 

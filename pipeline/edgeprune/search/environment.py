@@ -2,10 +2,13 @@
 
     observation   what the group is, what the network costs so far and can still cost        [25 + groups] in [0, 1]
     action        keep ratio of the group's units                                            [1] in [0, 1]
-    clip          the widest allowed width up to that ratio with which the target can still be met
+    clip          between the widest width with which the target can still be met and the narrowest with which the
+                  budget can still be used
 
-After He et al., AMC (arXiv 1802.03494), whose clip counts FLOPs; this one asks the calibrated latency model. The
-environment measures nothing: a step's reward is 0 unless a `rewarder` prices the finished episode.
+After He et al., AMC (arXiv 1802.03494), whose clip counts FLOPs and is one-sided; this one asks the calibrated latency
+model. Without the lower side DDPG's actor, saturated by its first gradients, prunes everything to the least for whole
+runs: plans that use half of the budget and that no other searcher is allowed to propose. The environment measures
+nothing: a step's reward is 0 unless a `rewarder` prices the finished episode.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,6 +48,7 @@ FEATURES = (
     "latency_slope",
     "headroom",
     "widest_ratio",
+    "narrowest_ratio",
     "fill_ratio",
     "remainder",
     "remainder_twice",
@@ -53,12 +57,14 @@ FEATURES = (
 )
 """The observation, in order.
 
-The first 13 are AMC's. `headroom` is the target less the prediction with the rest at its least; `widest_ratio` the keep
-ratio the clip allows now; `fill_ratio` the uniform ratio of the rest that just meets the target; `remainder` what the
-group's width leaves over multiples of the kernel block and of twice that, as fractions. After these comes the group's
-identity, one-hot: with it alone both agents beat random search within a hundred trials of a 27-group toy, because
-what a group is worth is not written in its shape.
+The first 13 are AMC's. `headroom` is the target less the prediction with the rest at its least; `widest_ratio` and
+`narrowest_ratio` are the keep ratios the clip allows now; `fill_ratio` the uniform ratio of the rest that just meets
+the target; `remainder` what the group's width leaves over multiples of the kernel block and of twice that, as
+fractions. After these comes the group's identity, one-hot: what a group is worth is not written in its shape.
 """
+
+USED = 0.93
+"""An episode is predicted to use at least this share of the target, where the space allows it."""
 
 FILL_LEVELS = np.linspace(0.0, 1.0, 33)
 """Uniform keep ratios of the rest that are tried for the fill ratio."""
@@ -71,12 +77,18 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         problem: what is searched.
         model: predicts latency; may be calibrated between episodes.
         rewarder: prices the widths of a finished episode; without it every reward is 0.
+        used: share of the target that an episode has to use, in [0, 1].
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's class attribute)
 
     def __init__(
-        self, problem: Problem, model: LatencyModel, rewarder: Callable[[Mapping[str, int]], float] | None = None
+        self,
+        problem: Problem,
+        model: LatencyModel,
+        rewarder: Callable[[Mapping[str, int]], float] | None = None,
+        *,
+        used: float = USED,
     ) -> None:
         self.problem = problem
         self.model = model
@@ -90,7 +102,8 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         self._fillings = rounding.nearest(FILL_LEVELS[:, None] * rounding.full)
         self._rewarder = rewarder
         self._static = _static_features(problem, model)
-        self._widest = 0
+        self._used = used
+        self._widest = self._narrowest = 0
         self._begin()
 
     @property
@@ -114,20 +127,26 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Keep the width that `action`, a keep ratio, asks for and the budget allows."""
         group = self._groups[self._at]
-        width = min(group.nearest(float(np.clip(action[0], 0.0, 1.0)) * group.width), self._widest)
-        self._decided[self._at] = width
-        self._last = width / group.width
-        self._at += 1
+        wished = group.nearest(float(np.clip(action[0], 0.0, 1.0)) * group.width)
+        width = min(max(wished, self._narrowest), self._widest)
+        observation = self.keep(width)
         done = self._at == len(self._groups)
         reward = self._rewarder(self.widths) if done and self._rewarder else 0.0
-        return self._observe(), reward, done, False, {"width": width, "action": self._last}
+        return observation, reward, done, False, {"width": width, "action": self._last}
+
+    def keep(self, width: int) -> Observation:
+        """Return what follows when the current group keeps `width` units, whatever the clip says."""
+        self._decided[self._at] = width
+        self._last = width / self._groups[self._at].width
+        self._at += 1
+        return self._observe()
 
     def _begin(self) -> None:
         self._target = self.target  # the margin must not move in the middle of an episode
         self._decided = self._full.copy()
         self._at = 0
         self._last = 1.0
-        self._widest = 0
+        self._widest = self._narrowest = 0
 
     def _rest_at(self, widths: Array) -> Array:
         """Return the decided widths, followed by `widths` (a row or many) for every group that is not decided yet."""
@@ -145,12 +164,13 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         group, choices = self._groups[here], np.array(self._groups[here].choices, dtype=np.float64)
         wider, narrower = self._rest_at(self._full), self._rest_at(self._full)
         narrower[here] = max(choices[choices < wider[here]], default=wider[here])
-        rows = np.vstack(
-            [wider, self._rest_at(self._least), narrower, self._rest_at(self._fillings), self._choosing(here, choices)]
-        )
-        (now, least, after), filled, chosen = np.split(self.model.predict_rows(rows), [3, 3 + len(FILL_LEVELS)])
+        others = [self._choosing(here, choices, rest) for rest in (self._least, self._full)]
+        rows = np.vstack([wider, self._rest_at(self._least), narrower, self._rest_at(self._fillings), *others])
+        parts = np.cumsum([3, len(FILL_LEVELS), len(choices)])
+        (now, least, after), filled, at_least, at_most = np.split(self.model.predict_rows(rows), parts)
         macs_now, macs_least = self.model.work_rows(rows[:2]).tolist()
-        self._widest = self._widest_fitting(choices, chosen)
+        self._widest = self._widest_fitting(choices, at_least)
+        self._narrowest = self._narrowest_using(choices, at_most)
         return {
             "macs_saved": 1 - macs_now,
             "macs_rest": macs_now - macs_least,
@@ -160,13 +180,14 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
             "latency_slope": (now - after) * len(self._groups),
             "headroom": self._target - least,
             "widest_ratio": self._widest / group.width,
+            "narrowest_ratio": self._narrowest / group.width,
             "fill_ratio": max(FILL_LEVELS[filled <= self._target], default=0.0),
             "past_end": float(self._at > here),
         }
 
-    def _choosing(self, here: int, choices: Array) -> Array:
-        """Return one row per width of the current group, the rest at its least."""
-        rows = np.tile(self._rest_at(self._least), (len(choices), 1))
+    def _choosing(self, here: int, choices: Array, rest: Array) -> Array:
+        """Return one row per width of the current group, every group after it at `rest`."""
+        rows = np.tile(self._rest_at(rest), (len(choices), 1))
         rows[:, here] = choices
         return rows
 
@@ -174,6 +195,11 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         """Return the widest width predicted to meet the target; if none is, the one of least prediction."""
         fitting = choices[predicted <= self._target]
         return int(fitting.max() if len(fitting) else choices[predicted.argmin()])
+
+    def _narrowest_using(self, choices: Array, predicted: Array) -> int:
+        """Return the narrowest width with which the rest can still use the budget; if there is none, the widest."""
+        using = choices[predicted >= self._used * self._target]
+        return int(using.min() if len(using) else choices.max())
 
 
 def _static_features(problem: Problem, model: LatencyModel) -> list[dict[str, float]]:

@@ -79,7 +79,7 @@ class Bench:
                 self.base,
                 self.target,
                 self.judge,
-                replace(sampling, seed=number),
+                replace(sampling, seed=sampling.seed + number),
                 number=number,
                 phase=phase,
                 strategy=self.strategy,

@@ -43,9 +43,13 @@ class Problem:
     seed: int
     importance: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
-    @cached_property
-    def full(self) -> dict[str, int]:
+    @property
+    def full(self) -> Mapping[str, int]:
         """Return group → width of the unpruned model."""
+        return self._full
+
+    @cached_property
+    def _full(self) -> dict[str, int]:
         return {group.name: group.width for group in self.space.groups}
 
     def plan(self, widths: Mapping[str, int]) -> Plan:
@@ -92,6 +96,8 @@ class Searcher(Protocol):
 
     def ask(self) -> Plan:
         """Return the next plan worth measuring."""
+        ...
 
     def tell(self, trial: Trial) -> None:
         """Learn from the trial of the plan asked for last; a failed trial carries the worst score."""
+        ...

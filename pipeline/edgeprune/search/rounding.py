@@ -45,7 +45,7 @@ class Rounding:
     def ratios(self) -> Array:
         """Return, ascending, every uniform keep ratio at which one of the three roundings changes a width."""
         turns = [np.concatenate([c, (c[1:] + c[:-1]) / 2]) / c[-1] for c in self._choices]
-        return np.unique(np.round(np.concatenate(turns), 9))
+        return np.unique(np.asarray(np.concatenate(turns), dtype=np.float64).round(9))
 
     def widths(self, row: Array) -> dict[str, int]:
         """Return a row as group → width."""

@@ -1,11 +1,16 @@
-"""From the best trial to a plan that keeps its promise: timed afresh, repaired if it misses, grown if it leaves much.
+"""From the best trial to a plan that keeps its promise.
 
 best ─time afresh─▶ misses: shrink ─┐        fits, much unused: grow ─┐
   ▲─────────────────────────────────┴───────────────────────────────────┘
+                                             fits: confirm ─▶ misses: shrink, or the next best
+                                                           └▶ the winner
+
+The one of many timings that used most of the budget was probably a lucky one. So the winner is timed once more, with
+samples that did not choose it; what it shows then counts.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from edgeprune.errors import NothingFits
 from edgeprune.latency_model import LatencyModel
@@ -17,24 +22,43 @@ from edgeprune.search.repair import grow, shrink
 from edgeprune.trial import Trial
 
 MOST_TRIES = 10
-"""Fresh measurements that settling may cost."""
+"""Fresh measurements that settling may cost, confirmations aside."""
+
+MORE_TRIES = 3
+"""Further ones for every winner that was not confirmed."""
 
 USED_ENOUGH = 0.97
 """A winner that uses this share of its budget is not grown further."""
 
 SAFETY = 0.995
-"""The upper end of a settled winner's interval stays under this share of the budget: it is timed once more later."""
+"""The upper end of a settled winner's interval stays under this share of the budget: it is timed again later."""
 
 WORTH = 0.01
 """A plan that uses more of the budget wins if it is at most so much less accurate before fine-tuning."""
 
+PROMISING = 1.25
+"""A plan that misses the budget by less than this factor is worth shrinking if it is more accurate than the winner."""
 
-def settle(bench: Bench, problem: Problem, trials: Sequence[Trial], sampling: Sampling) -> Trial:
-    """Return the trial of the most accurate plan that was seen to fit in a fresh, longer measurement.
+SEEDS = {"settle": 100_000, "confirm": 200_000}
+"""Where the seeds of each phase's samplings begin: no two measurements of a run share one."""
+
+CAUTION = 0.005
+"""Share of the budget left aside for every try that missed it: growing picks the most optimistic predictions."""
+
+
+def settle(
+    bench: Bench,
+    problem: Problem,
+    trials: Sequence[Trial],
+    sampling: Sampling,
+    refused: Mapping[str, float] | None = None,
+) -> Trial:
+    """Return the trial of the most accurate plan that was seen to fit in two fresh, longer measurements.
 
     Args:
         trials: of the search, the probe of the narrowest plan included.
         sampling: of the fresh measurements.
+        refused: digest of a plan → upper end of its ratio, of winners that missed the budget once fine-tuned.
 
     Raises:
         NothingFits: if no plan fits; says how near the nearest came.
@@ -42,66 +66,139 @@ def settle(bench: Bench, problem: Problem, trials: Sequence[Trial], sampling: Sa
     start = best_of(trials) or nearest_of(trials)
     if start is None:
         raise NothingFits("no candidate could be measured", next_step="see the failures in the report")
-    limit = problem.limit_ratio * SAFETY
-    model = LatencyModel(problem)
-    for trial in trials:
-        _learn(model, trial)
-    settled: list[Trial] = []
+    settling = _Settling(problem, trials)
     plan: Plan | None = start.plan
-    while plan is not None and len(settled) < MOST_TRIES:
-        seen = bench.try_plan(plan, "settle", len(settled), sampling=replace(sampling, threshold=limit))
-        _learn(model, seen)
-        settled.append(seen)
-        plan = _next_plan(problem, model, trials, settled, limit)
-    winner = settled_winner(settled, limit)
-    if winner is None:
-        raise _nothing_fits(problem, settled)
-    return winner
-
-
-def _learn(model: LatencyModel, trial: Trial) -> None:
-    if trial.measurement is not None:
-        model.observe(trial.plan.widths, trial.score.terms["latency_ratio"])
+    confirmed = 0
+    while True:
+        while plan is not None and len(settling.settled) < MOST_TRIES + MORE_TRIES * len(settling.unconfirmed):
+            fresh = replace(sampling, threshold=settling.limit, seed=SEEDS["settle"])
+            settling.learn(bench.try_plan(plan, "settle", len(settling.settled), sampling=fresh))
+            plan = settling.next_plan()
+        winner = settling.winner()
+        if winner is None:
+            raise settling.nothing_fits()
+        fresh = replace(sampling, threshold=None, seed=SEEDS["confirm"])
+        again = bench.try_plan(winner.plan, "confirm", confirmed, sampling=fresh)
+        confirmed += 1
+        high = max(_high(again), (refused or {}).get(winner.plan.digest, 0.0))
+        if again.measurement is not None and high <= problem.limit_ratio:
+            return winner
+        settling.disbelieve(again, high)
+        plan = settling.next_plan()
 
 
 def settled_winner(settled: Sequence[Trial], limit: float) -> Trial | None:
     """Return the trial that wins: of those under the limit and nearly as accurate as the best, the one using most."""
-    fitting = [each for each in settled if each.measurement is not None and each.score.terms["latency_high"] <= limit]
+    fitting = [each for each in settled if each.measurement is not None and _high(each) <= limit]
     if not fitting:
         return None
-    best = max(each.score.terms["accuracy"] for each in fitting)
-    near = [each for each in fitting if each.score.terms["accuracy"] >= best - WORTH]
-    return max(near, key=lambda each: (each.score.terms["latency_ratio"], each.score.terms["accuracy"]))
+    best = max(_accuracy(each) for each in fitting)
+    near = [each for each in fitting if _accuracy(each) >= best - WORTH]
+    return max(near, key=lambda each: (each.score.terms["latency_ratio"], _accuracy(each)))
 
 
-def _next_plan(
-    problem: Problem, model: LatencyModel, trials: Sequence[Trial], settled: Sequence[Trial], limit: float
-) -> Plan | None:
-    """Return the plan to try next, or None if the winner is good enough or nothing is left to try."""
-    winner = settled_winner(settled, limit)
-    tried = {each.plan.digest for each in settled}
-    if winner is None:
-        last = min((each for each in settled if each.measurement is not None), key=_high, default=None)
-        if last is None:
-            untried = [each for each in trials if each.plan.digest not in tried]
-            start = best_of(untried) or nearest_of(untried)
-            return start.plan if start else None
-        widths = shrink(problem, model, last.plan.widths, overshoot=_high(last) / limit, tried=tried)
-    elif winner.score.terms["latency_ratio"] >= USED_ENOUGH * problem.limit_ratio:
-        return None
-    else:
-        widths = grow(problem, model, winner.plan.widths, used=_high(winner) / limit, tried=tried)
-    return None if widths is None else problem.plan(widths)
+@dataclass
+class _Settling:
+    """What was tried so far, and what to try next."""
+
+    problem: Problem
+    searched: Sequence[Trial]
+    settled: list[Trial] = field(default_factory=list)
+    unconfirmed: dict[str, float] = field(default_factory=dict)
+    shrunk: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.limit = self.problem.limit_ratio * SAFETY
+        self.model = LatencyModel(self.problem)
+        for trial in self.searched:
+            self._observe(trial)
+
+    def learn(self, trial: Trial) -> None:
+        """Take in a fresh measurement."""
+        self._observe(trial)
+        self.settled.append(trial)
+
+    def disbelieve(self, trial: Trial, high: float) -> None:
+        """Take in that a winner missed the budget when it was timed again."""
+        self._observe(trial)
+        self.unconfirmed[trial.plan.digest] = high
+
+    def winner(self) -> Trial | None:
+        """Return the settled trial that wins, of those not disbelieved."""
+        return settled_winner([each for each in self.settled if each.plan.digest not in self.unconfirmed], self.limit)
+
+    def next_plan(self) -> Plan | None:
+        """Return the plan to try next, or None if the winner is good enough or nothing is left to try."""
+        winner = self.winner()
+        if winner is None:
+            return self._nearer()
+        return self._from_the_more_accurate(winner) or self._grown(winner)
+
+    def nothing_fits(self) -> NothingFits:
+        """Return the error to raise when nothing is left to try."""
+        reached = min((self._highest(each) for each in self.settled if each.measurement is not None), default=1.0)
+        return NothingFits(
+            f"no plan was seen to meet {self.problem.limit_ratio:.3f}x",
+            why=f"the nearest of {len(self.settled)} fresh measurements ends at {reached:.3f}x",
+            next_step="raise --trials or the budget",
+        )
+
+    def _nearer(self) -> Plan | None:
+        """Return the nearest plan so far, made narrower; the best untried one if nothing could be measured."""
+        measured = [each for each in self.settled if each.measurement is not None]
+        if measured:
+            return self._narrower(min(measured, key=self._highest))
+        untried = [each for each in self.searched if each.plan.digest not in self._tried()]
+        start = best_of(untried) or nearest_of(untried)
+        return start.plan if start else None
+
+    def _from_the_more_accurate(self, winner: Trial) -> Plan | None:
+        """Return the most accurate plan that misses the budget by little, made narrower; each is tried once."""
+        more = [
+            each
+            for each in (*self.searched, *self.settled)
+            if each.measurement is not None
+            and each.plan.digest not in self.shrunk
+            and self.limit < self._highest(each) <= PROMISING * self.limit
+            and _accuracy(each) > _accuracy(winner) + WORTH
+        ]
+        if not more:
+            return None
+        best = max(more, key=_accuracy)
+        self.shrunk.add(best.plan.digest)
+        return self._narrower(best)
+
+    def _narrower(self, trial: Trial) -> Plan | None:
+        overshoot = max(1.0, self._highest(trial) / self._cautious_limit())
+        return self._plan(shrink(self.problem, self.model, trial.plan.widths, overshoot=overshoot, tried=self._tried()))
+
+    def _grown(self, winner: Trial) -> Plan | None:
+        if winner.score.terms["latency_ratio"] >= USED_ENOUGH * self.problem.limit_ratio:
+            return None
+        used = min(1.0, _high(winner) / self._cautious_limit())
+        return self._plan(grow(self.problem, self.model, winner.plan.widths, used=used, tried=self._tried()))
+
+    def _plan(self, widths: Mapping[str, int] | None) -> Plan | None:
+        return None if widths is None else self.problem.plan(widths)
+
+    def _cautious_limit(self) -> float:
+        missed = sum(each.measurement is not None and _high(each) > self.limit for each in self.settled)
+        return self.limit * max(1 - CAUTION * (missed + len(self.unconfirmed)), USED_ENOUGH)
+
+    def _tried(self) -> set[str]:
+        return {each.plan.digest for each in self.settled}
+
+    def _highest(self, trial: Trial) -> float:
+        return max(_high(trial), self.unconfirmed.get(trial.plan.digest, 0.0))
+
+    def _observe(self, trial: Trial) -> None:
+        if trial.measurement is not None:
+            self.model.observe(trial.plan.widths, trial.score.terms["latency_ratio"])
 
 
 def _high(trial: Trial) -> float:
     return trial.score.terms["latency_high"]
 
 
-def _nothing_fits(problem: Problem, settled: Sequence[Trial]) -> NothingFits:
-    reached = min((_high(each) for each in settled if each.measurement is not None), default=1.0)
-    return NothingFits(
-        f"no plan was seen to meet {problem.limit_ratio:.3f}x",
-        why=f"the nearest of {len(settled)} fresh measurements ends at {reached:.3f}x",
-        next_step="raise --trials or the budget",
-    )
+def _accuracy(trial: Trial) -> float:
+    return trial.score.terms["accuracy"]
