@@ -11,6 +11,7 @@ samples that did not choose it; what it shows then counts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edgeprune.errors import NothingFits
 from edgeprune.latency_model import LatencyModel
@@ -19,6 +20,7 @@ from edgeprune.plan import Plan
 from edgeprune.search.loop import Bench, best_of, nearest_of
 from edgeprune.search.problem import Problem
 from edgeprune.search.repair import grow, shrink
+from edgeprune.search.worth import group_worths
 from edgeprune.trial import Trial
 
 MOST_TRIES = 10
@@ -170,13 +172,14 @@ class _Settling:
 
     def _narrower(self, trial: Trial) -> Plan | None:
         overshoot = max(1.0, self._highest(trial) / self._cautious_limit())
-        return self._plan(shrink(self.problem, self.model, trial.plan.widths, overshoot=overshoot, tried=self._tried()))
+        widths = trial.plan.widths
+        return self._plan(shrink(self.problem, self.model, widths, overshoot=overshoot, **self._known()))
 
     def _grown(self, winner: Trial) -> Plan | None:
         if winner.score.terms["latency_ratio"] >= USED_ENOUGH * self.problem.limit_ratio:
             return None
         used = min(1.0, _high(winner) / self._cautious_limit())
-        return self._plan(grow(self.problem, self.model, winner.plan.widths, used=used, tried=self._tried()))
+        return self._plan(grow(self.problem, self.model, winner.plan.widths, used=used, **self._known()))
 
     def _plan(self, widths: Mapping[str, int] | None) -> Plan | None:
         return None if widths is None else self.problem.plan(widths)
@@ -184,6 +187,13 @@ class _Settling:
     def _cautious_limit(self) -> float:
         missed = sum(each.measurement is not None and _high(each) > self.limit for each in self.settled)
         return self.limit * max(1 - CAUTION * (missed + len(self.unconfirmed)), USED_ENOUGH)
+
+    def _known(self) -> dict[str, Any]:
+        """Return what a repair should know: where not to go, and what groups are worth."""
+        return {
+            "tried": self._tried(),
+            "group_scores": group_worths(self.problem, (*self.searched, *self.settled)),
+        }
 
     def _tried(self) -> set[str]:
         return {each.plan.digest for each in self.settled}
