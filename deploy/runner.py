@@ -75,6 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+def _piped() -> int:
+    """Do what `main` does; a reader that has seen enough, as `head` has, is no error."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return 0
+    return status
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run, time and check the model of this bundle.")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -501,4 +512,4 @@ def _answers(session: Any, manifest: dict[str, Any], calls: list[dict[str, Array
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_piped())

@@ -226,3 +226,15 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
     """Named, with the system's reason."""
     with pytest.raises(CorruptArtifact, match="No such file"):
         load_graph(tmp_path / "m.onnx")
+
+
+def test_strides_of_an_axis_of_one_element_leave_no_trace() -> None:
+    """Grey images stored N x H x W x 1 and permuted are contiguous, with strides that are not those of their shape."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    plain = torch.randn(1, 1, 8, 8)
+    odd = plain.as_strided((1, 1, 8, 8), (64, 1, 8, 1))
+    assert odd.is_contiguous()
+    assert odd.stride() != plain.stride()
+    assert [node.op_type for node in export(net, odd).graph.node] == [
+        node.op_type for node in export(net, plain).graph.node
+    ]

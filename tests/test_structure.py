@@ -6,7 +6,7 @@ from families import FAMILIES, made, prepared
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from edgeprune.errors import PlanError
+from edgeprune.errors import ConfigError, PlanError
 from edgeprune.export import export
 from edgeprune.plan import Plan
 from edgeprune.structure import Structure, build_structure, never_empty, without
@@ -255,7 +255,7 @@ def test_weights_of_no_layer_are_listed_under_their_node() -> None:
 def test_excluded_layers_stay_and_name_the_pattern() -> None:
     """A pattern freezes the whole group of a layer it matches."""
     net, x = made("vgg")
-    structure = structure_of(net, x, exclude=["features.[24].*", "nothing"])
+    structure = structure_of(net, x, exclude=["features.[24].*"])
     assert groups(structure) == {"features.0.0": 16, "classifier.0": 32}
     assert reasons(structure)["features.2.0"] == "excluded by 'features.[24].*'"
 
@@ -295,6 +295,13 @@ def test_alive_classes_are_those_of_the_kept_units() -> None:
     assert kept == [0, 5, 6, 15]
     assert alive[-1]
     assert (~alive).sum() == 12
+
+
+def test_an_exclusion_that_names_no_layer_is_refused() -> None:
+    """A misspelled layer would be pruned in silence."""
+    net, x = made("vgg")
+    with pytest.raises(ConfigError, match=r"'feature\.0\.\*' names no layer"):
+        structure_of(net, x, exclude=["features.0.*", "feature.0.*"])
 
 
 def test_removal_of_nothing_is_nothing() -> None:

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -76,7 +77,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="and leave")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
 ) -> None:
     """Declare the options of the whole program."""
 
@@ -271,7 +274,8 @@ def _config(path: Path | None, settings: list[str] | None, overrides: Mapping[st
     from edgeprune.intake.config import load_config
 
     found = path or (Path("edgeprune.toml") if Path("edgeprune.toml").is_file() else None)
-    return load_config(found, {**_assignments(settings or []), **overrides})
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return load_config(found, {**_assignments(settings or []), **given})
 
 
 def _assignments(settings: list[str]) -> dict[str, object]:
@@ -280,8 +284,16 @@ def _assignments(settings: list[str]) -> dict[str, object]:
         name, sign, value = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting!r} has no value", next_step="write --set section.name=value")
-        pairs[name.strip()] = value.strip()
+        pairs[name.strip()] = _value(value.strip())
     return pairs
+
+
+def _value(text: str) -> object:
+    """Return what a value means in TOML, or the text itself: names and paths need no quotes here."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _profile(config: Path | None, target: str) -> Any:
@@ -462,7 +474,7 @@ def _print_comparison(data: Json) -> None:
     first = data["models"][0]
     if first["emulated"]:
         typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
-    rows = [[first["reference"], "1", _span(first["reference_ms"]), "-"]]
+    rows = [[first["reference"], "1", _span(first["reference_ms"]), "-"]] if len(data["models"]) > 1 else []
     rows += [
         [each["model"], _span(each["ratio"], 4), _span(each["latency_ms"]), "; ".join(each["flags"]) or "-"]
         for each in data["models"]

@@ -65,6 +65,9 @@ EVALUATION_BATCH = 250
 
 CALIBRATION_BATCH = 128
 PARITY_SAMPLES = 4
+BARELY = 2.0
+"""An unpruned model below so many times chance is warned of."""
+
 WINNERS = 3
 """Plans that are fine-tuned before one that misses the budget is delivered as such."""
 
@@ -175,12 +178,21 @@ def _checked_winner(
                 tuned = tune(prepared, bench, winner)
             with seconds.of("prove"), prepared.progress.stage("measure and check"):
                 checked = check(prepared, bench, target, winner, tuned)
-            high = bench.judge.ratio(checked.timing).high
+            high = _highest(prepared.budget, bench, checked.timing)
             if high <= bench.judge.limit_ratio or len(refused) + 1 == WINNERS:
                 return winner, tuned, checked
             known[winner.plan.digest] = high
             prepared.ledger.record(prepared.run, "missed_once_tuned", known)
         refused[winner.plan.digest] = known[winner.plan.digest]
+
+
+def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:
+    """Return the upper end of a result's ratio; of its milliseconds, in the unit of the limit, if those are higher."""
+    ratio = bench.judge.ratio(timing).high
+    if budget.latency.unit == "x":
+        return ratio
+    takes = timing.latency_ms(budget.confidence, budget.quantile)
+    return max(ratio, takes.high / budget.latency.value * bench.judge.limit_ratio)
 
 
 def _announce(prepared: Prepared, bench: Bench, timing: Measurement) -> None:
@@ -350,21 +362,41 @@ def _baseline_quality(prepared: Prepared) -> tuple[Evaluator, Quality]:
     with prepared.progress.stage("accuracy of the baseline"):
         evaluator = _evaluator(prepared, prepared.config.search.precision)
         quality = evaluator.quality(prepared.structure.space.full())
+    _warn_of_chance(prepared, quality.accuracy)
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == evaluator.dtype)
     prepared.ledger.record(prepared.run, "baseline_quality", {"quality": asdict(quality), "precision": precision})
     return evaluator, quality
 
 
+def _warn_of_chance(prepared: Prepared, accuracy: float) -> None:
+    """Say that the unpruned model is hardly better than chance: then the images are not what it was trained on."""
+    (answer,) = prepared.graph.graph.output
+    classes = answer.type.tensor_type.shape.dim[-1].dim_value
+    if classes > 1 and accuracy < BARELY / classes:
+        text = (
+            f"the unpruned model is right about {accuracy:.1%} of the validation images, chance is {1 / classes:.1%}: "
+            "are weights, class order and preprocessing (data.mean, data.std) those of its training?"
+        )
+        prepared.progress.note(f"warning: {text}")
+        prepared.ledger.record(prepared.run, "notes", {"warning": text})
+
+
 def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
+    """Return the budget as a ratio of the unpruned model.
+
+    Milliseconds are compared with the upper end of what the unpruned model takes: the result's will spread as much.
+
+    Raises:
+        BudgetError: if the unpruned model meets the budget already.
+    """
     takes = baseline.reference_ms(budget.confidence, budget.quantile)
-    limit = budget.limit_ratio(takes.p50)
-    if limit >= 1:
+    if budget.limit_ratio(takes.p50) >= 1:
         raise BudgetError(
             f"the unpruned model meets {budget.latency} already",
             why=f"it takes {takes.p50:.4g} ms here",
             next_step=f"ask for less than {takes.low:.3g}ms, or ship it as it is",
         )
-    return limit
+    return budget.limit_ratio(takes.high)
 
 
 def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
@@ -707,7 +739,10 @@ def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_acc
     """Return whether a result keeps every promise of its budget, and which it breaks."""
     assert result.ratio is not None
     missed = []
-    if result.ratio.high > limit_ratio:
+    in_ms, limit = budget.latency.unit == "ms", budget.latency.value
+    if in_ms and result.latency_ms.high > limit:
+        missed.append(f"latency: the interval ends at {result.latency_ms.high:.4g} ms, above {budget.latency}")
+    if not in_ms and result.ratio.high > limit_ratio:
         missed.append(f"latency: the interval ends at {result.ratio.high:.4f}x, above {limit_ratio:.4f}x")
     drop = baseline_accuracy - result.accuracy
     if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop:
@@ -719,7 +754,7 @@ def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_acc
         requested=str(budget.latency),
         limit_ratio=limit_ratio,
         met=not missed,
-        used=result.ratio.p50 / limit_ratio,
+        used=result.latency_ms.p50 / limit if in_ms else result.ratio.p50 / limit_ratio,
         missed=tuple(missed),
     )
 
@@ -746,6 +781,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _preprocessing(images: ArraySet) -> dict[str, Any] | None:
+    """Return what was done to pixels before the model saw them; None if the data came normalised."""
+    if not images.mean:
+        return None
+    return {"layout": "N x C x H x W", "scale": 1 / 255, "mean": list(images.mean), "std": list(images.std)}
+
+
 def _deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) -> Outcome:
     """Write bundle, archive and report, and return the outcome with their places."""
     from edgeprune.report import render_run
@@ -766,6 +808,7 @@ def _deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) 
             tolerances=proof.checked.tolerances,
             parent_sha256=prepared.baseline.sha256,
             versions=outcome.versions,
+            preprocessing=_preprocessing(prepared.splits.train),
         )
         write_bundle(folder, contents=contents)
         archive = pack(folder, folder.with_name(f"{name}.tar"))

@@ -31,7 +31,8 @@ def export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
 
     Args:
         module: left as it was.
-        example: an input, [1, ...]; its shape is the graph's, fixed.
+        example: an input, [1, ...]; its shape is the graph's, fixed. Its strides are not: an axis of one element may
+            have any, and the exporter would write them into the graph.
 
     Raises:
         ExportError: if PyTorch cannot trace or translate the module, or it does not map one tensor to one tensor.
@@ -40,7 +41,7 @@ def export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     module.eval()
     try:
         with _quiet():
-            proto = _exported(module, example)
+            proto = _exported(module, torch.empty(example.shape, dtype=example.dtype).copy_(example))
     except Exception as error:  # the exporter raises whatever the user's forward raises
         raise ExportError(
             "the model cannot be exported to ONNX",

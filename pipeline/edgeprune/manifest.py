@@ -141,6 +141,15 @@ class Origin(Facts):
     trials: Count
 
 
+class Preprocessing(Facts):
+    """How pixels from 0 to 255 become the model's input: (pixel * scale - mean) / std of each channel, in this layout."""
+
+    layout: Literal["N x C x H x W"]
+    scale: Annotated[float, Field(gt=0)]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Parity(Facts):
     """How many samples are recorded, and how far an answer may be off: |got - want| <= atol + rtol |want|."""
 
@@ -161,6 +170,7 @@ class Manifest(Facts):
     """Everything a bundle claims.
 
     Attributes:
+        preprocessing: of images; None if the data came normalised, so that it is not known.
         parent_sha256: of the unpruned model's ONNX, which stays outside the bundle.
         files: every file but the manifest, in ascending order of path.
         manifest_sha256: of the canonical JSON of everything else in here.
@@ -179,6 +189,7 @@ class Manifest(Facts):
     baseline: ModelCard
     result: ModelCard
     signature: Signature
+    preprocessing: Preprocessing | None
     parity: Parity
     parent_sha256: Digest
     versions: dict[str, str]

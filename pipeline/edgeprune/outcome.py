@@ -36,7 +36,7 @@ class BudgetVerdict:
         requested: as the user wrote it, e.g. "0.5x".
         limit_ratio: as a ratio of the unpruned model.
         met: the upper end of the result's interval is under the limit, and every other limit holds.
-        used: result ratio / limit ratio; 1 is a budget used in full.
+        used: result / limit, as ratios or as milliseconds, as it was requested; 1 is a budget used in full.
         missed: what is not met, one sentence each.
     """
 

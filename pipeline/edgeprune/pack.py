@@ -62,6 +62,8 @@ class BundleContents:
         tolerances: (atol, rtol): an answer passes if |got - want| <= atol + rtol |want|.
         parent_sha256: of the unpruned model's ONNX file.
         versions: package → version; edgeprune's own is added.
+        preprocessing: how pixels from 0 to 255 become the model's input, see `edgeprune.manifest.Preprocessing`; None
+            if that is not known.
     """
 
     name: str
@@ -76,6 +78,7 @@ class BundleContents:
     tolerances: tuple[float, float]
     parent_sha256: str
     versions: Mapping[str, str]
+    preprocessing: Mapping[str, Any] | None = None
 
 
 def write_bundle(folder: Path, *, contents: BundleContents) -> Bundle:
@@ -247,6 +250,7 @@ def _facts(contents: BundleContents, signature: Signature, samples: int) -> dict
         "baseline": _card(outcome.baseline),
         "result": _card(outcome.result),
         "signature": signature.model_dump(mode="json"),
+        "preprocessing": dict(contents.preprocessing) if contents.preprocessing else None,
         "parity": {"samples": samples, "atol": atol, "rtol": rtol},
         "parent_sha256": contents.parent_sha256,
         "versions": dict(contents.versions) | {"edgeprune": __version__},
@@ -327,7 +331,15 @@ def _readme(contents: BundleContents) -> str:
         before=f"{outcome.baseline.accuracy:.2%}",
         after=f"{outcome.result.accuracy:.2%}",
         confidence=f"{contents.budget.confidence:.0%}",
+        preprocessing=_preprocessing_line(contents.preprocessing),
     )
+
+
+def _preprocessing_line(facts: Mapping[str, Any] | None) -> str:
+    if not facts:
+        return "as in training; the data came normalised"
+    mean, std = (", ".join(f"{each:g}" for each in facts[name]) for name in ("mean", "std"))
+    return f"(pixel / 255 - mean) / std of each channel, mean {mean}, std {std}; {facts['layout']}"
 
 
 _README = """\
@@ -337,6 +349,7 @@ _README = """\
     budget          {requested}, {met}
     latency ratio   {ratio} of the unpruned network, {confidence} interval, by {source}
     accuracy        {before} before, {after} after, on the test split
+    input           {preprocessing}
 
 Run it. Python 3.8 or newer, onnxruntime and numpy are all it needs:
 

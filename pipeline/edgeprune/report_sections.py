@@ -69,11 +69,29 @@ def _promise(outcome: Outcome, about: About) -> Markup:
     ratio, limit = outcome.result.ratio, outcome.budget.limit_ratio
     if ratio is None:
         return Markup("{} was asked for; the result was not timed.").format(_asked(outcome))
+    if not outcome.budget.requested.endswith("x"):
+        return _promise_in_ms(outcome, about)
     where = "lies under" if ratio.high <= limit else "lies over" if ratio.low > limit else "reaches over"
     parts = [
         Markup("{} was asked for.").format(_asked(outcome)),
         Markup("The result takes {} of the unpruned latency,").format(_ratio("result.ratio.p50", ratio.p50)),
         Markup("and its {} of {} {} the limit.").format(about.sure, _ends(ratio), where),
+        Markup("{} of the budget is used.").format(_used(outcome)),
+    ]
+    return Markup(" ").join(parts)
+
+
+def _promise_in_ms(outcome: Outcome, about: About) -> Markup:
+    takes, ratio = outcome.result.latency_ms, outcome.result.ratio
+    assert ratio is not None
+    p50, low, high = (
+        number(f"result.latency_ms.{end}", value, f"{value:.4g}") for end, value in takes.to_json().items()
+    )
+    share = _ratio("result.ratio.p50", ratio.p50)
+    parts = [
+        Markup("{} was asked for.").format(_asked(outcome)),
+        Markup("The result takes {} ms, {} of the unpruned latency;").format(p50, share),
+        Markup("the {} of its milliseconds is {}\u2013{}.").format(about.sure, low, high),
         Markup("{} of the budget is used.").format(_used(outcome)),
     ]
     return Markup(" ").join(parts)

@@ -19,7 +19,7 @@ from torch import nn
 
 from edgeprune.channels import ChannelMap, Owners, trace_channels
 from edgeprune.coupling import CONVOLUTIONS, Axis, Coupling, couple, is_depthwise, tied, uncoupled
-from edgeprune.errors import ModelError, PlanError
+from edgeprune.errors import ConfigError, ModelError, PlanError
 from edgeprune.layer import Layer
 from edgeprune.plan import Group, Plan, Space
 from edgeprune.removal import NOTHING, Removal
@@ -153,6 +153,8 @@ def build_structure(
         minimum_ratio: smallest share of its width a group keeps, unless it goes altogether.
         exclude: glob patterns of layer names whose output channels must stay.
 
+    Raises:
+        ConfigError: if a pattern names no layer.
     """
     coupled_by, coupling, channels = _settled(module, example, graph)
     bundles = _bundles(coupling, tuple(channels.nodes))
@@ -264,6 +266,12 @@ def _settled(module: nn.Module, example: torch.Tensor, graph: onnx.ModelProto) -
 
 
 def _excluded(coupling: Coupling, patterns: Sequence[str]) -> dict[int, str]:
+    layers = {layer for layer, _ in coupling.classes}
+    for pattern in patterns:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            raise ConfigError(
+                f"space.exclude {pattern!r} names no layer", next_step="edgeprune space lists every layer by its name"
+            )
     reasons: dict[int, str] = {}
     for (layer, side), owners in coupling.classes.items():
         hits = [pattern for pattern in patterns if fnmatchcase(layer, pattern)]

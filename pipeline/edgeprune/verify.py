@@ -301,17 +301,20 @@ def _measured(bundle: Bundle, target: Target, reference: Artifact | None) -> Mea
     return target.measure(engine, sampling)
 
 
+RULE = "the whole interval would have to lie above"
+
+
 def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> Check:
     """Compare with the budget; it is out of reach only if the whole interval is."""
     budget, claimed = budget_of(bundle), bundle.manifest.measurement
     now_ms = seen.latency_ms(budget.confidence, budget.quantile)
     absolute = f"{_shown(now_ms)} ms now, {claimed.latency_ms} ms claimed"
     if budget.latency.unit == "ms":
-        ok, found = now_ms.low <= budget.latency.value, f"{absolute}, limit {budget.latency}"
+        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {budget.latency}"
     elif reference is not None:
         now = seen.ratio(budget.confidence, budget.quantile)
         ok = now.low <= budget.latency.value
-        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed, limit {budget.latency}; {absolute}"
+        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {budget.latency}; {absolute}"
     else:
         ok = now_ms.low <= claimed.latency_ms.high * (1 + ABSOLUTE_SLACK)
         found = (

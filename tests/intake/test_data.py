@@ -388,3 +388,19 @@ def test_a_stratified_choice_keeps_proportions(labels: list[int], data: Any) -> 
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(len(labels)))
     for each in set(labels):
         assert abs(labels.count(each) * count / len(labels) - int((values[chosen] == each).sum())) < 1
+
+
+@pytest.mark.parametrize("normalisation", [{"mean": (77.0,), "std": (80.0,)}, {"mean": (0.5,), "std": (64.0,)}])
+def test_a_mean_of_pixels_from_0_to_255_is_refused(tmp_path: Path, normalisation: dict[str, Any]) -> None:
+    """Otherwise every image would be a constant, and the model at chance."""
+    (tmp_path / "d.py").write_text(FACTORIES)
+    with pytest.raises(DataError, match=r"data\.mean is") as caught:
+        loaded(tmp_path, factory="d:pair", **normalisation)
+    assert "255" in caught.value.next_step
+
+
+def test_grey_images_with_a_channel_axis_have_the_strides_of_their_shape(tmp_path: Path) -> None:
+    """An axis of one element may have any stride, and an exporter may write them into the graph."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 6, 6, 1), np.uint8), labels=np.arange(20) % 2)
+    images = loaded(tmp_path, arrays=tmp_path / "a.npz", mean=(0.5,), std=(0.5,)).train.tensor()
+    assert images.stride() == torch.empty(images.shape).stride()

@@ -65,6 +65,12 @@ def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...],
             why="the model's own normalisation cannot be guessed",
             next_step=f"set data.mean and data.std ({unit} if it saw pixels in [0, 1])",
         )
+    if not all(0 <= each <= 1 for each in mean) or not all(0 < each <= 1 for each in std):
+        raise DataError(
+            f"data.mean is {list(mean)} and data.std {list(std)}",
+            why="bytes are scaled to [0, 1] first",
+            next_step="divide both by 255 if they are meant for pixels from 0 to 255",
+        )
     if len(mean) not in {1, channels}:
         raise DataError(
             f"{source} has {channels} channels and data.mean {len(mean)}", next_step="give one for each channel"
@@ -82,7 +88,7 @@ def _images(images: Any, source: str) -> Tensor:
             next_step="set data.limit",
         )
     if array.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(_channels_first(array, source)))
+        return torch.from_numpy(_channels_first(array, source).copy(order="C"))  # with the strides of its shape
     if not np.issubdtype(array.dtype, np.floating):
         raise DataError(
             f"{source} has images of type {array.dtype}",
@@ -93,7 +99,7 @@ def _images(images: Any, source: str) -> Tensor:
         array = array[:, None]
     if array.ndim != 4:
         raise DataError(f"{source} has images of shape {array.shape}", why="N x C x H x W is wanted")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def _channels_first(array: np.ndarray[Any, Any], source: str) -> np.ndarray[Any, Any]:

@@ -1,5 +1,6 @@
 """Turn what pydantic found into one `ConfigError` that names every setting, what was given and what is wanted."""
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -11,15 +12,29 @@ from edgeprune.errors import ConfigError
 Location = tuple[int | str, ...]
 
 
-def config_error(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
-    """Return the error for a configuration read from `source` that does not fit `root`."""
-    lines = [_line(each, root) for each in error.errors(include_url=False)]
+def config_error(
+    error: ValidationError, root: type[BaseModel], source: str, flags: Collection[str] = ()
+) -> ConfigError:
+    """Return the error for a configuration read from `source` that does not fit `root`.
+
+    Args:
+        flags: dotted names of the settings that were given as flags, not by `source`.
+    """
+    complaints = error.errors(include_url=False)
+    lines = [_line(each, root) + (" (given as a flag)" if _is_flag(each["loc"], flags) else "") for each in complaints]
+    if all(_is_flag(each["loc"], flags) for each in complaints):
+        source = "the command line"
     count = f"{len(lines)} settings" if len(lines) > 1 else "a setting"
     return ConfigError(
         f"{source}: {count} cannot be used",
         why="\n  ".join(["", *lines]) if len(lines) > 1 else lines[0],
         next_step="mend what is named and run the same command again",
     )
+
+
+def _is_flag(location: Location, flags: Collection[str]) -> bool:
+    path = ".".join(str(part) for part in location)
+    return any(f"{path}.".startswith(f"{flag}.") for flag in flags)
 
 
 def _line(each: ErrorDetails, root: type[BaseModel]) -> str:

@@ -411,7 +411,8 @@ def load_config(path: Path | None, overrides: Mapping[str, object] | None = None
     try:
         return Config.model_validate(tree, context={"folder": folder})
     except ValidationError as error:
-        raise config_error(error, Config, path.name if path else "the command line") from error
+        given = {name for name, value in (overrides or {}).items() if value is not None}
+        raise config_error(error, Config, path.name if path else "the command line", given) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
