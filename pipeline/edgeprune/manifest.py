@@ -142,7 +142,7 @@ class Origin(Facts):
 
 
 class Preprocessing(Facts):
-    """How pixels from 0 to 255 become the model's input: (pixel * scale - mean) / std of each channel, in this layout."""
+    """How pixels from 0 to 255 become input: (pixel * scale - mean) / std of each channel, in this layout."""
 
     layout: Literal["N x C x H x W"]
     scale: Annotated[float, Field(gt=0)]

@@ -230,7 +230,7 @@ class SearchConfig(Section):
         precision: of the accuracy passes of the search; "auto" times both once and takes the faster.
     """
 
-    strategy: Literal["ddpg", "sac", "uniform", "random"] = "ddpg"
+    strategy: Literal["ddpg", "sac", "uniform", "random"] = "sac"
     trials: Count = 100
     seed: Seed = 0
     time_limit_s: Positive | None = None
