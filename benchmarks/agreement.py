@@ -3,9 +3,10 @@
     edgeprune deploy ... --json > outcome.json
     python benchmarks/agreement.py outcome.json [--seconds 20]
 
-The unpruned model (baseline.onnx of the run's folder) and the result (model.onnx of the bundle) are called in short
+The unpruned model (baseline.onnx of the run's folder) and the result (model.onnx of the bundle) are called in
 alternating blocks, one thread, in fresh sessions; the ratio of median times must lie in the interval that deploy
-reported. Needs onnxruntime and numpy.
+reported. The blocks are long enough for warm caches, which is what deploy times as well: called in turn, one by one, two
+nets evict each other, and the smaller one loses more by it. Needs onnxruntime and numpy.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-BLOCK = 12
-"""Calls of one model before the other has its turn; the first two are not counted."""
+BLOCK_S = 0.03
+"""Seconds of calls of one model before the other has its turn; the first fifth of them is not counted."""
 
 SESSIONS = 8
 
@@ -34,12 +35,13 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 def block(model: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> list[int]:
     """Return nanoseconds of the counted calls of one block."""
-    taken = []
-    for _ in range(BLOCK):
+    taken: list[int] = []
+    end = time.monotonic() + BLOCK_S
+    while time.monotonic() < end or len(taken) < 5:
         began = time.perf_counter_ns()
         model.run(None, feed)
         taken.append(time.perf_counter_ns() - began)
-    return taken[2:]
+    return taken[len(taken) // 5 :]
 
 
 def ratio(result: Path, baseline: Path, seconds: float) -> float:
