@@ -5,8 +5,8 @@
 
 The unpruned model (baseline.onnx of the run's folder) and the result (model.onnx of the bundle) are called in
 alternating blocks, one thread, in fresh sessions; the ratio of median times must lie in the interval that deploy
-reported. The blocks are long enough for warm caches, which is what deploy times as well: called in turn, one by one, two
-nets evict each other, and the smaller one loses more by it. Needs onnxruntime and numpy.
+reported. The blocks are long enough for warm caches, which is what deploy times as well: called in turn, one by one,
+two nets evict each other, and the smaller one loses more by it. Needs onnxruntime and numpy.
 """
 
 import argparse
