@@ -41,6 +41,8 @@ class Settings:
         batch: transitions in one gradient step.
         steps_per_group: gradient steps after every trial, times the number of groups.
         warm_up: share of the trials that are random episodes, at least 5.
+        random_every: after the warm-up one trial in so many is a random plan again: what a few dozen trials never tried
+            the networks never learn, and the policy settles before it has seen much.
         noise: standard deviation of the action noise at the end of the warm-up; 0: the policy is random itself.
         noise_end: the same at the last trial.
         extra: further arguments of the algorithm.
@@ -52,6 +54,7 @@ class Settings:
     batch: int = 64
     steps_per_group: int = 2
     warm_up: float = 0.15
+    random_every: int = 3
     noise: float = 0.35
     noise_end: float = 0.05
     extra: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +85,8 @@ def own_randomness(*seed: int) -> Iterator[None]:
 class Agent:
     """One reinforcement-learning searcher.
 
-    The first ask is the uniform plan, as for every searcher; then come random plans near the budget, then the policy's.
+    The first ask is the uniform plan, as for every searcher; then come random plans near the budget, then the policy's
+    with a random one in between.
     """
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -113,7 +117,7 @@ class Agent:
         """Return a plan that was not told before, unless neither policy nor chance finds one."""
         if self._memory.pending is not None:
             return self._memory.pending
-        if self._memory.told < self._warm_up:
+        if self._memory.told < self._warm_up or self._memory.told % self._settings.random_every == 0:
             return self._memory.ask(first_or_random(self._problem, self._memory))
         rng = np.random.default_rng([self._problem.seed, self._memory.told])
         for _ in range(EPISODES_TRIED):
