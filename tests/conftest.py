@@ -1,4 +1,4 @@
-"""Tests run with one thread that waits without spinning, before anything loads torch."""
+"""Tests run with one thread that waits without spinning, before anything loads torch; and can be interrupted."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ import signal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts tests in the background has interrupts ignored, and so would every process the tests start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import torch
 
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has interrupts ignored, and so would every process of theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
