@@ -58,10 +58,13 @@ def span(interval: Interval, places: int) -> str:
 
 def count(value: float) -> str:
     """Return a count with a decimal prefix, such as 272 k."""
-    for size, prefix in _PREFIXES:
-        if abs(value) >= size:
-            return significant(value / size) + NBSP + prefix
-    return fixed(value, 0)
+    size, prefix = prefix_of(value)
+    return significant(value / size) + NBSP + prefix if prefix else fixed(value, 0)
+
+
+def prefix_of(value: float) -> tuple[float, str]:
+    """Return the largest decimal prefix that is not above `value`, as (1000.0, "k"); (1.0, "") below a thousand."""
+    return next((each for each in _PREFIXES if abs(value) >= each[0]), (1.0, ""))
 
 
 def mebibytes(value: float) -> str:

@@ -28,6 +28,10 @@ def clean(text: str) -> str:
     return _SURROGATES.sub("\ufffd", _CONTROLS.sub("", _ESCAPES.sub("", text)))
 
 
+SMALLEST = 1e-9
+"""A difference that no axis shows: its ticks would differ in digits nobody reads, or not at all."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     """One direction of a plot, in the unit that is printed."""
@@ -42,22 +46,27 @@ class Axis:
         """Return an axis that holds all `values` with a share `pad` of room at both ends."""
         seen = list(values) or [0.0, 1.0]
         low, high = min(seen), max(seen)
-        room = (high - low) * pad or abs(high) * 0.1 or 1.0
+        size = max(abs(low), abs(high))
+        room = (high - low) * pad
+        if high - low <= SMALLEST * max(1.0, size):
+            room = size * 0.1 if size > SMALLEST else 1.0
         low, high = low - room, high + room
         return cls(low=low, high=high, ticks=nice_ticks(low, high, about), title=title)
 
     @classmethod
     def from_zero(cls, values: Iterable[float], title: str, *, about: int = 4) -> "Axis":
         """Return an axis from 0 to a little over the largest of `values`."""
-        high = max(values, default=0.0) * 1.08 or 1.0
+        largest = max(values, default=0.0)
+        high = largest * 1.08 if largest > SMALLEST else 1.0
         return cls(low=0.0, high=high, ticks=nice_ticks(0.0, high, about), title=title)
 
     def write(self, tick: float) -> str:
         """Return the text of a tick, with the decimals its neighbours need."""
-        if max(abs(self.low), abs(self.high)) >= 1e5:
-            return quantities.count(tick)
+        largest = max(abs(self.low), abs(self.high))
+        size, prefix = quantities.prefix_of(largest) if largest >= 1e5 else (1.0, "")
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(tick) or 1.0
-        return quantities.fixed(tick, max(0, -math.floor(math.log10(step) + 1e-9)))
+        text = quantities.fixed(tick / size, max(0, -math.floor(math.log10(step / size) + 1e-9)))
+        return text + quantities.NBSP + prefix if prefix else text
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
