@@ -20,6 +20,7 @@ from stable_baselines3 import DDPG, SAC
 from stable_baselines3.common.logger import Logger
 
 from edgeprune.plan import Plan
+from edgeprune.search.bounded_actor import BoundedDDPG
 from edgeprune.search.environment import PruningEnvironment
 from edgeprune.search.memory import Memory
 from edgeprune.search.problem import Problem
@@ -60,7 +61,7 @@ class Settings:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-ddpg = Settings(algorithm=DDPG)
+ddpg = Settings(algorithm=BoundedDDPG, learning_rate=2e-3)
 sac = Settings(algorithm=SAC, noise=0.0, extra={"ent_coef": "auto_0.1"})
 
 
