@@ -76,6 +76,7 @@ def outcome(seen: Measurement, *, met: bool = True) -> Outcome:
     accuracy = {"baseline": 0.9, "tuned": 0.89}
     before = ModelFacts(
         accuracy=0.91,
+        test_images=100,
         validation=accuracy,
         latency_ms=seen.reference_ms(),
         ratio=None,

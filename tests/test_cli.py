@@ -144,7 +144,7 @@ def test_deploy_for_people_ends_with_a_table_and_a_verdict(edgeprune: Command, p
     said = edgeprune(project, "deploy", "--target", "toy")
     assert said.code == 0
     assert "NOT MEASURED" in said.out
-    for word in ("accuracy (test)", "budget 0.5x: met", "bundle: dist/", "report: dist/", "measurements used: "):
+    for word in ("accuracy, % of ", "budget 0.5x: met", "bundle: dist/", "report: dist/", "measurements used: "):
         assert word in said.out
     assert said.out.rstrip().endswith("PASSED")
     assert "load data and model done" in said.err

@@ -151,7 +151,8 @@ def test_every_number_of_the_promised_json_is_there(finished: Done) -> None:
     """At least these, and all of it is plain JSON."""
     value = json.loads(json.dumps(finished.outcome.to_json(), allow_nan=False))
     for part in ("baseline", "result"):
-        assert 0 < value[part]["accuracy"] <= 1
+        assert 0 < value[part]["accuracy_interval"]["low"] < value[part]["accuracy"] <= 1
+        assert value[part]["test_images"] > 0
         assert value[part]["latency_ms"].keys() >= {"p50", "low", "high"}
     assert value["result"]["ratio"].keys() >= {"p50", "low", "high"}
     assert value["budget"].keys() >= {"requested", "met", "used"}
@@ -283,6 +284,7 @@ def facts_of(*, accuracy: float = 0.9, high: float = 0.49, mib: float = 1.0) -> 
     ratio = Interval(p50=high - 0.01, low=high - 0.02, high=high)
     return ModelFacts(
         accuracy=accuracy,
+        test_images=100,
         validation={},
         latency_ms=ratio,
         ratio=ratio,

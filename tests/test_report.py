@@ -119,6 +119,7 @@ def facts_of(
 ) -> ModelFacts:
     return ModelFacts(
         accuracy=accuracy,
+        test_images=10_000,
         validation=validation,
         latency_ms=timing.reference_ms() if which == "baseline" else timing.latency_ms(),
         ratio=None if which == "baseline" else timing.ratio(),
@@ -275,6 +276,7 @@ HEADLINES = {
     "budget.used",
     *(f"{model}.{field}" for model in MODELS for field in ("accuracy", "parameters", "macs", "size_bytes")),
     *(f"{model}.latency_ms.{end}" for model in MODELS for end in ENDS),
+    *(f"{model}.accuracy_interval.{end}" for model in MODELS for end in ("low", "high")),
     *(f"{ratio}.{end}" for ratio in ("result.ratio", "final.ratio", "baseline.self_ratio") for end in ENDS),
     "baseline.validation.baseline",
     *(f"result.validation.{stage}" for stage in ("cut", "calibrated", "tuned")),

@@ -14,6 +14,7 @@ from edgeprune.statistics import (
     clear_of,
     interval_over_sessions,
     quantile,
+    share_interval,
     student_quantile,
 )
 
@@ -139,6 +140,14 @@ def test_a_decision_is_clear_when_the_gap_is_twice_the_half_width() -> None:
     assert clear_of(seen, 0.5 / 1.021)
     assert not clear_of(seen, 0.5 * 1.019)
     assert not clear_of(seen, 0.5)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (9, 10), (93, 100), (9345, 10_000), (10, 10)])
+def test_the_interval_of_a_share_is_scipys_wilson_interval(right: int, count: int) -> None:
+    seen = share_interval(right / count, count, 0.9)
+    wilson = stats.binomtest(right, count).proportion_ci(0.9, method="wilson")
+    assert (seen.low, seen.high) == pytest.approx((wilson.low, wilson.high), abs=1e-9)
+    assert seen.p50 == right / count
 
 
 def test_an_interval_scales() -> None:

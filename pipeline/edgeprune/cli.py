@@ -447,11 +447,15 @@ def _span(interval: Json, digits: int = 3) -> str:
     return f"{interval['p50']:.{digits}f}  [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
 
 
+def _percent(facts: Json) -> str:
+    return _span({name: 100 * value for name, value in facts["accuracy_interval"].items()}, 2)
+
+
 def _print_outcome(data: Json) -> None:
     before, after, budget = data["baseline"], data["result"], data["budget"]
     unit = "formula units" if data["emulated"] else "ms"
     rows = [
-        ["accuracy (test)", f"{100 * before['accuracy']:.2f} %", f"{100 * after['accuracy']:.2f} %"],
+        [f"accuracy, % of {after['test_images']:,} test images", _percent(before), _percent(after)],
         [f"latency, {unit}", _span(before["latency_ms"]), _span(after["latency_ms"])],
         ["ratio", "1", _span(after["ratio"], 4)],
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"],

@@ -562,6 +562,7 @@ class Proof:
     checked: Checked
     baseline_accuracy: float
     accuracy: float
+    test_images: int
     validation: Mapping[str, float]
 
 
@@ -595,6 +596,7 @@ def prove(prepared: Prepared, bench: Bench, winner: Trial, tuned: "FinetuneResul
         checked=checked,
         baseline_accuracy=test["baseline"],
         accuracy=test["result"],
+        test_images=test["images"],
         validation={
             "baseline": bench.judge.baseline.accuracy,
             "cut": winner.quality.accuracy,
@@ -635,21 +637,22 @@ def _check_parity(
         )
 
 
-def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: str) -> Mapping[str, float]:
+def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: str) -> Mapping[str, Any]:
     """Return accuracy on the test split of the unpruned and the final model: the one place where it is read."""
     known = prepared.ledger.fact(prepared.run, "test")
     if known is not None and known["model"] == sha256:
-        return {"baseline": known["baseline"], "result": known["result"]}
+        return known  # type: ignore[no-any-return]
     test: ArraySet = prepared.splits.open_test()
     batches = list(test.batches(EVALUATION_BATCH))
     accuracy = bench.base.evaluator.accuracy
     facts = {
         "baseline": accuracy(prepared.model.module, batches),
         "result": accuracy(tuned, batches),
+        "images": sum(len(labels) for _, labels in batches),
         "model": sha256,
     }
     prepared.ledger.record(prepared.run, "test", facts)
-    return {"baseline": facts["baseline"], "result": facts["result"]}  # type: ignore[dict-item]
+    return facts
 
 
 # -- outcome --------------------------------------------------------------------------------------------------------
@@ -712,6 +715,7 @@ def _baseline_facts(prepared: Prepared, bench: Bench, proof: Proof) -> ModelFact
     confidence, quantile = prepared.budget.confidence, prepared.budget.quantile
     return ModelFacts(
         accuracy=proof.baseline_accuracy,
+        test_images=proof.test_images,
         validation={"baseline": bench.judge.baseline.accuracy},
         latency_ms=proof.checked.timing.reference_ms(confidence, quantile),
         ratio=None,
@@ -726,6 +730,7 @@ def _result_facts(prepared: Prepared, proof: Proof) -> ModelFacts:
     graph = onnx.load(proof.checked.artifact.path, load_external_data=False)
     return ModelFacts(
         accuracy=proof.accuracy,
+        test_images=proof.test_images,
         validation=proof.validation,
         latency_ms=proof.checked.timing.latency_ms(confidence, quantile),
         ratio=proof.checked.timing.ratio(confidence, quantile),

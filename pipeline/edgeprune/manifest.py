@@ -124,6 +124,7 @@ class ModelCard(Facts):
     """Accuracy and cost of one model: top-1 on the test split, top-1 per stage on the validation split, sizes."""
 
     accuracy: float
+    test_images: Count
     validation: dict[str, float]
     parameters: Count
     macs: Count

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgeprune.statistics import Interval
+from edgeprune.statistics import Interval, share_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,7 @@ class ModelFacts:
 
     Attributes:
         accuracy: top-1 on the test split, fraction.
+        test_images: how many images it was counted on.
         validation: stage → top-1 on the validation split ("baseline", "cut", "calibrated", "tuned").
         latency_ms: milliseconds on the target.
         ratio: to the unpruned model on the same device; None for the unpruned model itself.
@@ -20,12 +21,22 @@ class ModelFacts:
     """
 
     accuracy: float
+    test_images: int
     validation: Mapping[str, float]
     latency_ms: Interval
     ratio: Interval | None
     parameters: int
     macs: int
     size_bytes: int
+
+    @property
+    def accuracy_interval(self) -> Interval:
+        """Return the accuracy with the 95 % interval of what as many other test images could show."""
+        return share_interval(self.accuracy, self.test_images)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON values, the interval of the accuracy included."""
+        return asdict(self) | {"accuracy_interval": self.accuracy_interval.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +112,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values."""
-        return asdict(self)
+        return asdict(self) | {"baseline": self.baseline.to_json(), "result": self.result.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Outcome":
@@ -116,4 +127,5 @@ class Outcome:
 
 def _facts(value: Mapping[str, Any]) -> ModelFacts:
     ratio = Interval(**value["ratio"]) if value["ratio"] else None
-    return ModelFacts(**{**value, "latency_ms": Interval(**value["latency_ms"]), "ratio": ratio})
+    given = {name: each for name, each in value.items() if name != "accuracy_interval"}  # it follows from the others
+    return ModelFacts(**{**given, "latency_ms": Interval(**value["latency_ms"]), "ratio": ratio})

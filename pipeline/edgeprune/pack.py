@@ -311,6 +311,7 @@ def _check_agreement(claimed: Interval | None, seen: Interval) -> None:
 def _card(facts: ModelFacts) -> dict[str, object]:
     return {
         "accuracy": facts.accuracy,
+        "test_images": facts.test_images,
         "validation": dict(facts.validation),
         "parameters": facts.parameters,
         "macs": facts.macs,
@@ -330,6 +331,7 @@ def _readme(contents: BundleContents) -> str:
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         before=f"{outcome.baseline.accuracy:.2%}",
         after=f"{outcome.result.accuracy:.2%}",
+        images=f"{outcome.result.test_images:,}",
         confidence=f"{contents.budget.confidence:.0%}",
         preprocessing=_preprocessing_line(contents.preprocessing),
     )
@@ -348,7 +350,7 @@ _README = """\
     target          {target}
     budget          {requested}, {met}
     latency ratio   {ratio} of the unpruned network, {confidence} interval, by {source}
-    accuracy        {before} before, {after} after, on the test split
+    accuracy        {before} before, {after} after, on {images} test images
     input           {preprocessing}
 
 Run it. Python 3.8 or newer, onnxruntime and numpy are all it needs:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from edgeprune import charts, quantities
 from edgeprune.charts import Dot, Landmark, Row, Spot
 from edgeprune.measurement import Measurement
-from edgeprune.outcome import Outcome
+from edgeprune.outcome import ModelFacts, Outcome
 from edgeprune.report_subject import About, Seen
 from edgeprune.statistics import Interval
 from edgeprune.svg import clean
@@ -181,15 +181,31 @@ class Compared:
 def comparison(outcome: Outcome, about: About) -> list[Compared]:
     """Return the table of the unpruned model beside the result."""
     before, after = outcome.baseline, outcome.result
-    start, end = _pair("accuracy", before.accuracy, after.accuracy, _accuracy)
-    change = quantities.points(after.accuracy - before.accuracy)
     return [
-        Compared(name="Accuracy, test", before=start, after=end, change=change),
+        _test_accuracy(before, after),
         *_validation(outcome),
         _latencies(outcome, about),
         _ratios(outcome),
         *(_size(field, name, write, outcome) for field, name, write in _SIZES),
     ]
+
+
+def _test_accuracy(before: ModelFacts, after: ModelFacts) -> Compared:
+    return Compared(
+        name=f"Accuracy, {after.test_images:,} test images",
+        before=_accuracy_spread("baseline", before),
+        after=_accuracy_spread("result", after),
+        change=quantities.points(after.accuracy - before.accuracy),
+    )
+
+
+def _accuracy_spread(which: str, facts: ModelFacts) -> Markup:
+    ends = [(end, getattr(facts.accuracy_interval, end)) for end in ("low", "high")]
+    low, high = (
+        number(f"{which}.accuracy_interval.{end}", value, quantities.fixed(100 * value, 2)) for end, value in ends
+    )
+    middle = number(f"{which}.accuracy", facts.accuracy, _accuracy(facts.accuracy))
+    return Markup('{} <span class="ends">{}\u2013{}</span>').format(middle, low, high)
 
 
 _SIZES: tuple[tuple[str, str, Callable[[float], str]], ...] = (

@@ -10,6 +10,7 @@ more closely than runs do, so what runs differ by is added.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 PRIOR_SD = 0.003
 """Standard deviation of the log ratio between fresh sessions that is assumed before any is seen."""
@@ -62,6 +63,18 @@ def band(values: Sequence[float], low: float = 0.05, high: float = 0.5) -> float
     first = int(len(ordered) * low)
     chosen = ordered[first : max(int(len(ordered) * high), first + 1)]
     return math.fsum(chosen) / len(chosen)
+
+
+def share_interval(share: float, count: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of a proportion, such as accuracy, that was seen in `count` independent cases.
+
+    Wilson's score interval ("Probable inference, the law of succession, and statistical inference", 1927): inside
+    [0, 1] and honest near both ends. It says what another draw of as many cases could show.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    return Interval(p50=share, low=max(0.0, centre - spread), high=min(1.0, centre + spread))
 
 
 def interval_over_sessions(
