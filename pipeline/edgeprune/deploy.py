@@ -42,7 +42,7 @@ from edgeprune.intake.images import ArraySet
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.outcome import BudgetVerdict, ModelFacts, Outcome, WidthChange
+from edgeprune.outcome import ModelFacts, Outcome, WidthChange
 from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
@@ -56,6 +56,7 @@ from edgeprune.search.strategies import make_searcher
 from edgeprune.structure import Structure, build_structure
 from edgeprune.target import Target, open_target
 from edgeprune.trial import Quality, Trial
+from edgeprune.verdict import verdict
 
 if TYPE_CHECKING:
     from edgeprune.finetune import FinetuneResult
@@ -737,30 +738,6 @@ def _result_facts(prepared: Prepared, proof: Proof) -> ModelFacts:
         parameters=cost.parameters(graph),
         macs=cost.macs(graph),
         size_bytes=proof.checked.artifact.path.stat().st_size,
-    )
-
-
-def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_accuracy: float) -> BudgetVerdict:
-    """Return whether a result keeps every promise of its budget, and which it breaks."""
-    assert result.ratio is not None
-    missed = []
-    in_ms, limit = budget.latency.unit == "ms", budget.latency.value
-    if in_ms and result.latency_ms.high > limit:
-        missed.append(f"latency: the interval ends at {result.latency_ms.high:.4g} ms, above {budget.latency}")
-    if not in_ms and result.ratio.high > limit_ratio:
-        missed.append(f"latency: the interval ends at {result.ratio.high:.4f}x, above {limit_ratio:.4f}x")
-    drop = baseline_accuracy - result.accuracy
-    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop:
-        missed.append(f"accuracy: it fell by {100 * drop:.2f} points, more than {100 * budget.max_accuracy_drop:g}")
-    size_mib = result.size_bytes / 2**20
-    if budget.size_mib is not None and size_mib > budget.size_mib:
-        missed.append(f"size: {size_mib:.2f} MiB, more than {budget.size_mib:g}")
-    return BudgetVerdict(
-        requested=str(budget.latency),
-        limit_ratio=limit_ratio,
-        met=not missed,
-        used=result.latency_ms.p50 / limit if in_ms else result.ratio.p50 / limit_ratio,
-        missed=tuple(missed),
     )
 
 

@@ -1,0 +1,28 @@
+"""Whether a result keeps what its budget promises: latency, accuracy and size, each breach in one sentence."""
+
+from edgeprune.budget import Budget
+from edgeprune.outcome import BudgetVerdict, ModelFacts
+
+
+def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_accuracy: float) -> BudgetVerdict:
+    """Return whether a result keeps every promise of its budget, and which it breaks."""
+    assert result.ratio is not None
+    missed = []
+    in_ms, limit = budget.latency.unit == "ms", budget.latency.value
+    if in_ms and result.latency_ms.high > limit:
+        missed.append(f"latency: the interval ends at {result.latency_ms.high:.4g} ms, above {budget.latency}")
+    if not in_ms and result.ratio.high > limit_ratio:
+        missed.append(f"latency: the interval ends at {result.ratio.high:.4f}x, above {limit_ratio:.4f}x")
+    drop = baseline_accuracy - result.accuracy
+    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop:
+        missed.append(f"accuracy: it fell by {100 * drop:.2f} points, more than {100 * budget.max_accuracy_drop:g}")
+    size_mib = result.size_bytes / 2**20
+    if budget.size_mib is not None and size_mib > budget.size_mib:
+        missed.append(f"size: {size_mib:.2f} MiB, more than {budget.size_mib:g}")
+    return BudgetVerdict(
+        requested=str(budget.latency),
+        limit_ratio=limit_ratio,
+        met=not missed,
+        used=result.latency_ms.p50 / limit if in_ms else result.ratio.p50 / limit_ratio,
+        missed=tuple(missed),
+    )
