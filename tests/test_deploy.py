@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_project
+from pydantic import TypeAdapter
 
+from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import open_bundle
 from edgeprune.canonical import file_sha256
-from edgeprune.deploy import Request, deploy
+from edgeprune.deploy import Request, deploy, run_name
 from edgeprune.errors import BudgetError, DeviceBusy, DeviceLost, LedgerError, NothingFits
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Incident, Ledger
+from edgeprune.manifest import Name
 from edgeprune.outcome import Outcome
 from edgeprune.progress import Silent
 from edgeprune.run_lock import RunLock
@@ -412,6 +415,18 @@ def test_a_profile_given_as_a_path_names_run_and_bundle_by_its_name(tmp_path: Pa
     outcome = deploy(request(config, tmp_path / "dist", target="boards/my.toml"))
     assert re.fullmatch(r"net-my-0\.5x-[0-9a-f]{8}", Path(outcome.bundle).name)
     assert Path(outcome.bundle).parent == tmp_path / "dist"
+
+
+@pytest.mark.parametrize("latency", ["0.5x", "0.0000123457x", "0.0123457us", "1234567ms", "12345678s", "999999ms"])
+@pytest.mark.parametrize(
+    "model", ["net:net", "models:a_factory_with_thirty_two_letters", "timm:mobilenetv3_small.ra4-x", "?"]
+)
+def test_a_bundle_is_named_as_its_manifest_wants_however_long_the_names(model: str, latency: str) -> None:
+    """Both names are cut; the budget is spelled without a plus; the digest stays whole."""
+    budget = Budget(latency=Latency.parse(latency))
+    name = run_name(model, "jetson_orin_nano_super_15w", budget, "0123456789abcdef")
+    assert TypeAdapter(Name).validate_python(name) == name
+    assert name.endswith("-01234567")
 
 
 def test_another_request_is_another_run(tmp_path: Path) -> None:

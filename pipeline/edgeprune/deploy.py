@@ -66,6 +66,9 @@ EVALUATION_BATCH = 250
 
 CALIBRATION_BATCH = 128
 PARITY_SAMPLES = 4
+SLUG = 20
+"""Letters of a model's or a profile's name that stand in the name of a run."""
+
 BARELY = 2.0
 """An unpruned model below so many times chance is warned of."""
 
@@ -226,8 +229,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         model = load_model(config.model, input_shape=splits.input_shape)
         splits.check_fit(model)
     run = digest([__version__, config.digest, profile.digest, model.digest, splits.digest])
-    name = f"{_slug(model.name)}-{_slug(profile.name)}-{budget.latency}-{run[:8]}"
-    folder = request.out / f"{name}.run"
+    folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if request.fresh:
@@ -253,8 +255,18 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     )
 
 
+def run_name(model: str, profile: str, budget: Budget, run: str) -> str:
+    """Return what a run's folder and its bundle are called: a name that the manifest accepts, however long the others.
+
+    Two slugs that are cut to the same are told apart by the run's digest.
+    """
+    latency = str(budget.latency).replace("+", "")  # of an exponent
+    return f"{_slug(model)}-{_slug(profile)}-{latency}-{run[:8]}"
+
+
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")[:32] or "model"
+    slug = re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")
+    return slug[:SLUG].rstrip("_") or "model"
 
 
 def _forget(folder: Path) -> None:
