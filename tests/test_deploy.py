@@ -24,7 +24,7 @@ from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import open_bundle
 from edgeprune.canonical import file_sha256
 from edgeprune.deploy import Request, deploy, run_name
-from edgeprune.errors import BudgetError, DeviceBusy, DeviceLost, LedgerError, NothingFits
+from edgeprune.errors import BudgetError, DataError, DeviceBusy, DeviceLost, LedgerError, NothingFits
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Incident, Ledger
 from edgeprune.manifest import Name
@@ -234,6 +234,22 @@ def test_a_model_at_chance_is_warned_of(tmp_path: Path) -> None:
     outcome = deploy(request(config, tmp_path / "dist", progress=Told()))
     assert any("chance is 25.0%" in each for each in said)
     assert "chance is 25.0%" in Path(outcome.report).read_text()
+
+
+def test_two_validation_images_are_enough(tmp_path: Path) -> None:
+    """A bundle records more samples than that; they are training images."""
+    config = tiny_project.write_project(tmp_path, *QUICK, ("validation = 80", "validation = 2"))
+    outcome = deploy(request(config, tmp_path / "dist"))
+    with open_bundle(Path(outcome.bundle)) as bundle:
+        assert bundle.manifest.parity.samples == 4
+
+
+def test_too_few_training_images_are_refused_before_anything_is_searched(tmp_path: Path) -> None:
+    """At the start of a run, not when its bundle is written."""
+    config = tiny_project.write_project(tmp_path, *QUICK, ("validation = 80", "validation = 398"))
+    with pytest.raises(DataError, match="only 2 training images"):
+        deploy(request(config, tmp_path / "dist"))
+    assert not (tmp_path / "dist").exists()
 
 
 def test_a_bundle_says_how_pixels_become_its_input(tmp_path: Path, finished: Done) -> None:

@@ -31,7 +31,7 @@ from edgeprune.budget import Budget
 from edgeprune.canonical import digest, file_sha256
 from edgeprune.cut import GraphCutter, proven
 from edgeprune.durable import storage_errors
-from edgeprune.errors import BudgetError, LedgerError, NothingFits, ParityFailed
+from edgeprune.errors import BudgetError, DataError, LedgerError, NothingFits, ParityFailed
 from edgeprune.evaluate import Base, Judge, write_graph
 from edgeprune.export import export
 from edgeprune.finetune import finetune
@@ -41,6 +41,7 @@ from edgeprune.intake.data import Splits, load_data
 from edgeprune.intake.images import ArraySet
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
+from edgeprune.manifest import PARITY_SAMPLES as RECORDED
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.outcome import ModelFacts, Outcome, WidthChange
 from edgeprune.pack import BundleContents, pack, write_bundle
@@ -228,6 +229,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         splits = load_data(config.data)
         model = load_model(config.model, input_shape=splits.input_shape)
         splits.check_fit(model)
+        _check_enough(splits)
     run = digest([__version__, config.digest, profile.digest, model.digest, splits.digest])
     folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
     with storage_errors(folder):
@@ -253,6 +255,16 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         folder=folder,
         ledger=ledger,
     )
+
+
+def _check_enough(splits: Splits) -> None:
+    fewest, found = RECORDED[0], len(splits.train)
+    if found < fewest:
+        raise DataError(
+            f"{splits.name}: only {found} training images",
+            why=f"a bundle records what the model answers to at least {fewest}",
+            next_step="give more images, or lower data.validation or data.test",
+        )
 
 
 def run_name(model: str, profile: str, budget: Budget, run: str) -> str:
@@ -588,7 +600,7 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
     graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
     artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs, lasting=True)
     engine = prepared.insist(lambda: target.compile(artifact))
-    images = prepared.splits.validation.tensor(slice(0, PARITY_SAMPLES))
+    images = prepared.splits.train.tensor(slice(0, PARITY_SAMPLES))  # validation may have fewer than a bundle records
     wanted = _answers(tuned.module, images)
     tolerances = (TOLERANCES[0] * float(np.abs(wanted).max()), TOLERANCES[1])
     prepared.insist(lambda: _check_parity(target, engine, images.numpy(), wanted, tolerances))
