@@ -49,3 +49,10 @@ def test_milliseconds_over_the_limit_are_missed_whatever_the_ratio_says() -> Non
     seen = verdict(Budget(latency=Latency.parse("0.14ms")), 0.9, result, 0.9)
     assert not seen.met
     assert seen.missed == ("latency: the interval ends at 0.145 ms, above 0.14ms",)
+
+
+@pytest.mark.parametrize(("before", "after", "met"), [(0.95, 0.94, True), (0.3, 0.29, True), (0.95, 0.9399, False)])
+def test_exactly_the_tolerated_drop_is_tolerated(before: float, after: float, met: bool) -> None:
+    """One point is one point, though 0.95 - 0.94 is a little more than 0.01 in floating point; one image is more."""
+    budget = Budget(latency=Latency.parse("0.5x"), max_accuracy_drop=0.01)
+    assert verdict(budget, 0.5, replace(facts_of(accuracy=after), test_images=10_000), before).met == met

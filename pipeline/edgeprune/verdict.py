@@ -3,6 +3,9 @@
 from edgeprune.budget import Budget
 from edgeprune.outcome import BudgetVerdict, ModelFacts
 
+ROUNDING = 1e-9
+"""What a difference of two accuracies may be off by in floating point: far less than one image of any test split."""
+
 
 def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_accuracy: float) -> BudgetVerdict:
     """Return whether a result keeps every promise of its budget, and which it breaks."""
@@ -14,8 +17,8 @@ def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_acc
     if not in_ms and result.ratio.high > limit_ratio:
         missed.append(f"latency: the interval ends at {result.ratio.high:.4f}x, above {limit_ratio:.4f}x")
     drop = baseline_accuracy - result.accuracy
-    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop:
-        missed.append(f"accuracy: it fell by {100 * drop:.2f} points, more than {100 * budget.max_accuracy_drop:g}")
+    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop + ROUNDING:
+        missed.append(f"accuracy: it fell by {100 * drop:.4g} points, more than {100 * budget.max_accuracy_drop:g}")
     size_mib = result.size_bytes / 2**20
     if budget.size_mib is not None and size_mib > budget.size_mib:
         missed.append(f"size: {size_mib:.2f} MiB, more than {budget.size_mib:g}")
