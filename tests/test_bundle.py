@@ -312,6 +312,17 @@ def test_an_archive_of_a_bundle_under_another_name_is_refused(tmp_path: Path) ->
             pass
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_an_archive_opens_under_any_umask(umask: int) -> None:
+    with laid_out() as folder:
+        before = os.umask(umask)
+        try:
+            with open_bundle(folder / "small.tar") as opened:
+                assert opened.manifest.name == "small"
+        finally:
+            os.umask(before)
+
+
 def test_an_archive_is_unpacked_only_while_it_is_open(tmp_path: Path) -> None:
     with laid_out() as folder, open_bundle(folder / "small.tar") as opened:
         place = opened.path
