@@ -356,12 +356,15 @@ def _threads(manifest: dict[str, Any]) -> int:
 
 
 def _array(stream: Any, name: str, blame: int) -> Array:
-    """Return the array of a .npy stream; nothing is ever unpickled."""
+    """Return the array of a .npy stream in this machine's byte order, row by row; nothing is ever unpickled."""
+    numpy = _numpy()
+
     try:
-        value: Array = _numpy().lib.format.read_array(stream, allow_pickle=False)
+        value: Array = numpy.lib.format.read_array(stream, allow_pickle=False)
+        # onnxruntime looks at the kind of number only, and would read swapped bytes as they lie there
+        return numpy.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")  # type: ignore[no-any-return]
     except (ValueError, EOFError, MemoryError, OSError) as error:
         raise RunnerError(blame, f"{name} is not a plain .npy file: {error}", "numpy.save(name, array)") from error
-    return value
 
 
 def _given(files: list[str], manifest: dict[str, Any]) -> dict[str, Array]:

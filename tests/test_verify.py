@@ -252,6 +252,7 @@ def test_parity_files_that_do_not_fit_are_refused_and_never_unpickled(bundle: Pa
     np.save(tmp_path / "many.npy", np.zeros((10, 2), np.float32))
     forged = [(tmp_path / each).read_bytes() for each in ("objects.npy", "columns.npy", "many.npy")]
     forged += [b"", whole[:-1], whole + b"\0", whole.replace(b"(4, ", b"(8, "), whole.replace(b"<f4", b">f8")]
+    forged += [whole.replace(b"<f4", b">f4")]
     for content in forged:
         resealed(bundle, nothing, **{name: content})
         with pytest.raises(BundleError, match=re.escape(name)):

@@ -204,6 +204,20 @@ def test_a_wrong_input_is_explained(bundle: Path, tmp_path: Path, run: Run, arra
     assert hint in err
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [INPUTS.astype(">f4"), np.asfortranarray(INPUTS), np.asfortranarray(INPUTS.astype(">f4"))],
+    ids=["big-endian", "by column", "both"],
+)
+def test_rows_are_answered_alike_however_their_file_spells_them(
+    bundle: Path, tmp_path: Path, run: Run, spelled: np.ndarray
+) -> None:
+    """The runtime reads bytes as this machine orders them, whatever a dtype says."""
+    status, out, _ = run(bundle, "--input", saved(tmp_path / "x.npy", spelled), "--json")
+    assert status == 0
+    assert json.loads(out)["data"]["outputs"]["y"]["values"] == OUTPUTS.tolist()
+
+
 def test_a_file_that_is_no_plain_npy_is_refused_and_never_unpickled(bundle: Path, tmp_path: Path, run: Run) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
