@@ -516,8 +516,10 @@ def test_a_disk_that_fills_up_under_the_bundle_leaves_the_earlier_one(edgeprune:
 # -- stopping and bugs -----------------------------------------------------------------------------------------------
 
 
-def interrupted_when(folder: Path, reached: Callable[[], bool]) -> Said:
-    with subprocess.Popen(command(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def interrupted_when(folder: Path, reached: Callable[[], bool], *more: str) -> Said:
+    with subprocess.Popen(
+        [*command(), *more], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not reached():
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
@@ -543,8 +545,9 @@ def test_one_ctrl_c_finishes_the_step_and_says_how_to_continue(edgeprune: Comman
         "searching": lambda: trials_in(tmp_path) >= 2,
         "fine-tuning": lambda: any(tmp_path.glob("dist/*.run/finetune-*")),
     }
-    diagnostic = interrupted_when(tmp_path, reached[when]).refusal("Interrupted", 5)
+    diagnostic = interrupted_when(tmp_path, reached[when], "--fresh").refusal("Interrupted", 5)
     assert "edgeprune deploy --target toy --json --quiet" in diagnostic["next"]
+    assert "--fresh" not in diagnostic["next"].replace("without --fresh", "")  # it would delete what is to be continued
     made = trials_in(tmp_path)
     assert 2 <= made < 40 if when == "searching" else made == 40
     if when == "searching":

@@ -31,6 +31,7 @@ from edgeprune.manifest import Name
 from edgeprune.outcome import Outcome
 from edgeprune.progress import Silent
 from edgeprune.run_lock import RunLock
+from edgeprune.search.settle import settle
 from edgeprune.target import open_target
 from edgeprune.trial import Trial
 from edgeprune.verify import verify
@@ -175,6 +176,28 @@ def test_a_winner_that_misses_once_fine_tuned_gives_way_to_another(
     assert again.outcome.budget.met
     assert again.trials[: len(finished.trials)] == finished.trials
     assert again.facts["final_measurement"]["artifact_sha256"] != finished.facts["final_measurement"]["artifact_sha256"]
+    retried = len(again.trials) - len(finished.trials)
+    assert again.outcome.measurements == finished.outcome.measurements + retried + 1  # the refused one was timed too
+
+
+def test_when_nothing_else_is_left_the_plan_that_missed_is_delivered_as_missed(
+    finished: Done, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is not thrown away: a bundle, and the truth about it; the same again the next time."""
+    out = shutil.copytree(Path(finished.outcome.run_dir).parent, tmp_path / "dist")
+    with Ledger.open(out / Path(finished.outcome.run_dir).name / "ledger.sqlite") as ledger:
+        ledger.record(ledger.runs()[-1], "missed_once_tuned", {finished.plan: 0.51})
+
+    def exhausted(bench: Any, problem: Any, trials: Any, sampling: Any, refused: Any) -> Any:
+        if refused:
+            raise NothingFits("nothing else is left")
+        return settle(bench, problem, trials, sampling, refused)
+
+    monkeypatch.setattr("edgeprune.deploy.settle", exhausted)
+    for _ in range(2):
+        again = done(deploy(request(config, out)))
+        assert again.plan == finished.plan
+        assert Path(again.outcome.bundle).is_dir()
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def deploy(
                     config=_config(config, settings, overrides),
                     target=target,
                     out=out,
-                    command=shlex.join(["edgeprune", *sys.argv[1:]]),
+                    command=_same_command(),
                     progress=watch(quiet=quiet),
                     stop=stop.check,
                     fresh=fresh,
@@ -338,8 +338,12 @@ class _Stop:
 
 
 def _resumable(what: str) -> Interrupted:
-    again = shlex.join(["edgeprune", *sys.argv[1:]])
-    return Interrupted(what, why="nothing is lost", next_step=f"continue with: {again}")
+    return Interrupted(what, why="nothing is lost", next_step=f"continue with: {_same_command()}")
+
+
+def _same_command() -> str:
+    """Return the line that continues this run; with `--fresh` it would start over."""
+    return shlex.join(["edgeprune", *(each for each in sys.argv[1:] if each != "--fresh")])
 
 
 @contextmanager
@@ -389,6 +393,8 @@ def _succeed(command: str, data: Json, code: int, as_json: bool, show: Callable[
 
 
 def _fail(command: str, error: EdgepruneError, as_json: bool, *, traceback_of: Exception | None = None) -> None:
+    if "--fresh" in sys.argv[1:]:
+        error.next_step = error.next_step.replace("the same command again", "the same command again without --fresh")
     if traceback_of is not None:
         import traceback
 

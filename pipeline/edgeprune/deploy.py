@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ import onnx
 import torch
 from torch import nn
 
-from edgeprune import __version__, cost
+from edgeprune import cost
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.budget import Budget
 from edgeprune.canonical import digest, file_sha256
@@ -48,6 +47,7 @@ from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
 from edgeprune.progress import Progress, Silent
+from edgeprune.provenance import code_digest, machine, versions
 from edgeprune.quality import Evaluator
 from edgeprune.run_lock import RunLock
 from edgeprune.search.loop import Bench, Done, insist, search
@@ -81,8 +81,6 @@ TOLERANCES = (1e-4, 1e-3)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}
 LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
-
-PACKAGES = ("edgeprune", "torch", "onnx", "onnxruntime", "onnxscript", "torch-pruning", "stable-baselines3", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,21 +172,38 @@ def _checked_winner(
     After `WINNERS` of them the last is delivered all the same, and said to miss.
     """
     known: dict[str, float] = prepared.ledger.fact(prepared.run, "missed_once_tuned") or {}
-    refused: dict[str, float] = {}
+    refused: dict[str, tuple[Trial, float]] = {}
     while True:
         with seconds.of("settle"), prepared.progress.stage("settle the winner"):
-            winner = settle(bench, problem, trials, _final_sampling(prepared, bench), refused)
-        if winner.plan.digest not in known:
+            winner, last = _next_winner(bench, problem, trials, _final_sampling(prepared, bench), refused)
+        if last or winner.plan.digest not in known:
             with seconds.of("finetune"):
                 tuned = tune(prepared, bench, winner)
             with seconds.of("prove"), prepared.progress.stage("measure and check"):
                 checked = check(prepared, bench, target, winner, tuned)
             high = _highest(prepared.budget, bench, checked.timing)
-            if high <= bench.judge.limit_ratio or len(refused) + 1 == WINNERS:
+            if last or high <= bench.judge.limit_ratio or len(refused) + 1 == WINNERS:
                 return winner, tuned, checked
             known[winner.plan.digest] = high
             prepared.ledger.record(prepared.run, "missed_once_tuned", known)
-        refused[winner.plan.digest] = known[winner.plan.digest]
+        refused[winner.plan.digest] = (winner, known[winner.plan.digest])
+
+
+def _next_winner(
+    bench: Bench,
+    problem: Problem,
+    trials: Sequence[Trial],
+    sampling: Sampling,
+    refused: Mapping[str, tuple[Trial, float]],
+) -> tuple[Trial, bool]:
+    """Return the next winner; and True if nothing else is left, then it is the refused one that missed by least."""
+    try:
+        highs = {name: high for name, (_, high) in refused.items()}
+        return settle(bench, problem, trials, sampling, highs), False
+    except NothingFits:
+        if not refused:
+            raise
+        return min(refused.values(), key=lambda each: each[1])[0], True
 
 
 def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:
@@ -230,7 +245,8 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         model = load_model(config.model, input_shape=splits.input_shape)
         splits.check_fit(model)
         _check_enough(splits)
-    run = digest([__version__, config.digest, profile.digest, model.digest, splits.digest])
+    code = [code_digest(model.module), versions(), machine()]
+    run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
     folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -486,8 +502,7 @@ def _final_sampling_of(config: Config, budget: Budget, reference: Artifact) -> S
 
 def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
     """Return the search problem: the space, how important every unit is, where the time goes, and the budget."""
-    batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
-    importance = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+    importance = _importance(prepared)
     return Problem(
         space=prepared.structure.space,
         layers=prepared.structure.layers,
@@ -499,6 +514,17 @@ def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
         trials=prepared.config.search.trials,
         seed=prepared.config.search.seed,
     )
+
+
+def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
+    """Return group → importance of its units: computed once a run, for another number of threads rounds otherwise."""
+    known = prepared.ledger.fact(prepared.run, "importance")
+    if known is None:
+        batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
+        seen = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+        known = {name: [float(each) for each in units] for name, units in seen.items()}
+        prepared.ledger.record(prepared.run, "importance", known)
+    return {name: tuple(units) for name, units in known.items()}
 
 
 def layer_shares(structure: Structure, timing: Measurement) -> dict[str, float]:
@@ -565,6 +591,7 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
             prepared.splits.validation,
             prepared.config.finetune,
             checkpoint=checkpoint,
+            origin=digest([prepared.run, winner.plan.digest]),
             progress=told,
         )
 
@@ -668,12 +695,11 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     if known is not None and known["model"] == sha256:
         return known  # type: ignore[no-any-return]
     test: ArraySet = prepared.splits.open_test()
-    batches = list(test.batches(EVALUATION_BATCH))
     accuracy = bench.base.evaluator.accuracy
     facts = {
-        "baseline": accuracy(prepared.model.module, batches),
-        "result": accuracy(tuned, batches),
-        "images": sum(len(labels) for _, labels in batches),
+        "baseline": accuracy(prepared.model.module, test.batches(EVALUATION_BATCH)),
+        "result": accuracy(tuned, test.batches(EVALUATION_BATCH)),
+        "images": len(test),
         "model": sha256,
     }
     prepared.ledger.record(prepared.run, "test", facts)
@@ -720,7 +746,7 @@ def _outcome(
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,
         budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy),
-        measurements=2 + sum(_measured(each) for each in trials) + len(prepared.ledger.incidents(prepared.run)),
+        measurements=_measurements(prepared, trials, winner),
         trials=sum(each.phase == "search" for each in trials),
         widths=_width_changes(prepared.structure, winner.plan),
         layer_shares=layer_shares(prepared.structure, baseline),
@@ -730,6 +756,13 @@ def _outcome(
         conditions=proof.checked.timing.conditions,
         run_dir=str(prepared.folder),
     )
+
+
+def _measurements(prepared: Prepared, trials: Sequence[Trial], winner: Trial) -> int:
+    """Return all that were spent: on the unpruned model, on trials, on every fine-tuned winner, and on failures."""
+    missed = prepared.ledger.fact(prepared.run, "missed_once_tuned") or {}
+    tuned = len({*missed, winner.plan.digest})
+    return 1 + tuned + sum(_measured(each) for each in trials) + len(prepared.ledger.incidents(prepared.run))
 
 
 def _measured(trial: Trial) -> bool:
@@ -774,17 +807,6 @@ def _width_changes(structure: Structure, plan: Plan) -> tuple[WidthChange, ...]:
         )
         for group in structure.space.groups
     )
-
-
-def versions() -> dict[str, str]:
-    """Return package → version of everything that shapes a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _preprocessing(images: ArraySet) -> dict[str, Any] | None:
