@@ -11,17 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_bundle
 import tiny_project
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeprune import __version__
+from edgeprune import __version__, cli
 from edgeprune.canonical import file_sha256
 from edgeprune.cli import main
 from edgeprune.run_lock import RunLock
@@ -533,6 +534,14 @@ def trials_in(folder: Path) -> int:
             return ledger.execute("SELECT count(*) FROM trials WHERE phase = 'search'").fetchone()[0]
     except (sqlite3.OperationalError, ValueError):
         return 0
+
+
+def test_a_doubtful_final_timing_is_said_beside_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that throttled while it was timed: met, perhaps."""
+    outcome = replace(small_bundle.outcome(small_bundle.measurement()), flags=("machine slow",), bundle="dist/small")
+    cli._print_outcome(outcome.to_json())
+    said = capsys.readouterr().out
+    assert "doubtful: machine slow; measure again with edgeprune verify dist/small" in said
 
 
 @pytest.mark.parametrize("when", ["searching", "fine-tuning"])

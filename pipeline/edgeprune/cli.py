@@ -475,6 +475,8 @@ def _print_outcome(data: Json) -> None:
     typer.echo(f"budget {budget['requested']}: {verdict}, {100 * budget['used']:.1f} % used")
     for each in budget["missed"]:
         typer.echo(f"  {each}")
+    for each in data["flags"]:
+        typer.echo(f"  doubtful: {each}; measure again with edgeprune verify {data['bundle']}")
     typer.echo(f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['strategy']})")
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")

@@ -754,6 +754,7 @@ def _outcome(
         seconds=seconds,
         versions=versions(),
         conditions=proof.checked.timing.conditions,
+        flags=proof.checked.timing.flags,
         run_dir=str(prepared.folder),
     )
 

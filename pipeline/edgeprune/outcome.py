@@ -85,6 +85,7 @@ class Outcome:
         seconds: stage → wall seconds.
         versions: package → version.
         conditions: of the final measurement.
+        flags: what the target found wrong with the final measurement, one sentence each.
         run_dir, bundle, archive, report: paths as text; empty until written.
     """
 
@@ -105,6 +106,7 @@ class Outcome:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
     run_dir: str = ""
     bundle: str = ""
     archive: str = ""
@@ -121,6 +123,7 @@ class Outcome:
         fields["baseline"] = _facts(value["baseline"])
         fields["result"] = _facts(value["result"])
         fields["budget"] = BudgetVerdict(**{**value["budget"], "missed": tuple(value["budget"]["missed"])})
+        fields["flags"] = tuple(value.get("flags", ()))
         fields["widths"] = tuple(WidthChange(**each) for each in value["widths"])
         return cls(**fields)
 
