@@ -1,5 +1,7 @@
 """A model that is handed over works, or the error says what is wrong with it, why and what to do."""
 
+import contextlib
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 from edgeprune.errors import ModelError
 from edgeprune.intake.config import ModelConfig
 from edgeprune.intake.model import LoadedModel, load_model
+from edgeprune.intake.weights import fill, read_state
 
 SOURCE = """
 import torch
@@ -164,6 +167,39 @@ def test_absent_and_strange_weights_are_refused(folder: Path) -> None:
     assert "hold a list" in told(folder, weights="w.pt")
     torch.save({"epoch": 3, "weight": torch.zeros(1)}, folder / "w.pt")
     assert "'epoch' is a int" in told(folder, weights="w.pt")
+
+
+@pytest.mark.parametrize("state", [{0: torch.zeros(1)}, {0: torch.zeros(1), "a": torch.zeros(1)}, {0: 1, "a": None}])
+def test_weights_without_names_are_refused(folder: Path, state: dict[object, object]) -> None:
+    """A number is not the name of a tensor."""
+    torch.save(state, folder / "w.pt")
+    assert "0 is not a name" in told(folder, weights="w.pt")
+
+
+def test_weights_that_a_module_cannot_take_are_refused(folder: Path) -> None:
+    """A sparse tensor, and a matrix where a number is wanted."""
+    torch.save(weights(folder) | {"0.bias": torch.zeros(8).to_sparse()}, folder / "w.pt")
+    assert "tensors in w.pt cannot be loaded into the model" in told(folder, weights="w.pt")
+    torch.save(weights(folder) | {"1.num_batches_tracked": torch.zeros(2, 2)}, folder / "w.pt")
+    assert "tensors in w.pt cannot be loaded into the model" in told(folder, weights="w.pt")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_mutated_weights_are_weights_or_an_error(folder: Path, form: str) -> None:
+    """Whatever bytes of a good file change, only a `ModelError` comes out."""
+    module, path = load(folder).module, folder / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(module.state_dict(), path)
+    else:
+        torch.save(module.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
+    whole, rng = path.read_bytes(), random.Random(form)
+    for _ in range(300):
+        mutated = bytearray(whole)
+        for _ in range(rng.choice([1, 4, 16])):
+            mutated[rng.randrange(len(whole))] = rng.randrange(256)
+        path.write_bytes(mutated)
+        with contextlib.suppress(ModelError):
+            fill(module, read_state(path), path.name)
 
 
 def test_a_factory_that_raises_keeps_the_original_error(folder: Path) -> None:
