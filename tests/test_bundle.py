@@ -32,6 +32,7 @@ from small_bundle import (
     write_two_port_model,
 )
 
+from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import check_bundle, open_bundle
 from edgeprune.canonical import canonical_json, digest
 from edgeprune.errors import BundleError, ConfigError, StorageFull
@@ -255,6 +256,9 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str) -> No
         lambda value: value["budget"].update(met=1),
         lambda value: value["result"].update(accuracy="0.9"),
         lambda value: value["result"].update(accuracy=1),
+        lambda value: value["result"].update(accuracy=1.5),
+        lambda value: value["budget"]["latency"].update(value=0.0),
+        lambda value: value["budget"]["latency"].update(value=-0.5),
         lambda value: value["parity"].update(samples=4.0),
         lambda value: value["parity"].update(samples=10**6),
         lambda value: value["plan"].update(conv=[1]),
@@ -350,6 +354,8 @@ def broken(tmp_path: Path, message: str, **changes: Any) -> None:
 def test_contents_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     broken(tmp_path, "another profile", profile=Profile(name="other", adapter="onnxruntime_cpu"))
     broken(tmp_path, "claims a ratio", outcome=outcome(measurement(ratio=0.3)))
+    broken(tmp_path, "says", outcome=outcome(measurement(), size_bytes=1))
+    broken(tmp_path, "says", budget=Budget(latency=Latency.parse("0.3x")), outcome=outcome(measurement()))
     broken(tmp_path, "name", name="up/../and/away")
     broken(tmp_path, "parent_sha256", parent_sha256="unknown")
     broken(tmp_path, "not JSON", measurement=measurement(conditions={"load": float("nan")}))

@@ -20,7 +20,6 @@ from small_bundle import (
     contents,
     lay_out,
     measurement,
-    outcome,
     write_model,
     write_small_bundle,
 )
@@ -227,7 +226,12 @@ def test_a_claim_by_another_edgeprune_is_only_compared_with_todays_statistics(bu
     ok, detail = check(verify(bundle, profile=PROFILE), "samples")
     assert ok
     assert "edgeprune 0.0.1" in detail
-    resealed(bundle, lambda value: value["measurement"]["ratio"].update(p50=0.2, low=0.19, high=0.21))
+
+    def faster(value: dict[str, Any]) -> None:
+        value["measurement"]["ratio"].update(p50=0.2, low=0.19, high=0.21)
+        value["budget"].update(used=0.4)
+
+    resealed(bundle, faster)
     report = verify(bundle, profile=PROFILE)
     assert not check(report, "samples")[0]
     with pytest.raises(BudgetMissed, match="samples"):
@@ -263,6 +267,69 @@ def test_a_budget_that_contradicts_itself_is_refused(bundle: Path) -> None:
     resealed(bundle, lambda value: value["budget"].update(quantile=2.0))
     with pytest.raises(BundleError, match="budget cannot be read"):
         verify(bundle, profile=PROFILE)
+
+
+def promised(**claims: Any) -> Callable[[dict[str, Any]], object]:
+    """Return a change of what the manifest says of its budget."""
+    return lambda value: value["budget"].update(claims)
+
+
+def at_another_limit(value: dict[str, Any]) -> None:
+    """Promise a tenth of the latency, nothing lost, all of it kept; the measured ratio is 0.4."""
+    value["budget"].update(latency={"value": 0.1, "unit": "x"}, requested="0.1x", limit_ratio=0.1, used=4.0)
+    value["budget"].update(max_accuracy_drop=0.0)
+    value["result"].update(accuracy=0.2)
+
+
+def less_accurate(value: dict[str, Any]) -> None:
+    value["budget"].update(max_accuracy_drop=0.05)
+    value["result"].update(accuracy=0.2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        at_another_limit,
+        less_accurate,
+        promised(requested="0.1x"),
+        promised(limit_ratio=0.45),
+        promised(used=0.1),
+        promised(latency={"value": 0.3, "unit": "x"}, requested="0.3x", limit_ratio=0.3, used=0.4 / 0.3),
+        promised(size_mib=1e-5),
+        promised(met=False),
+        promised(met=False, missed=["latency"]),
+        promised(missed=["latency"]),
+        lambda value: value["result"].update(size_bytes=1),
+    ],
+)
+@pytest.mark.parametrize("author", ["ours", "0.0.1"])
+def test_a_promise_that_its_own_numbers_do_not_bear_out_is_refused(
+    bundle: Path, change: Callable[[dict[str, Any]], object], author: str
+) -> None:
+    """Every digest holds and nothing is measured again: samples, accuracies and the model's size still tell."""
+
+    def forge(value: dict[str, Any]) -> None:
+        change(value)
+        value["versions"].update({} if author == "ours" else {"edgeprune": author})
+
+    resealed(bundle, forge)
+    with pytest.raises(BundleError, match=re.escape("manifest.json says")):
+        verify(bundle, profile=PROFILE)
+
+
+def test_milliseconds_claimed_by_another_edgeprune_are_compared_with_the_samples_too(tmp_path: Path) -> None:
+    """Naming another version is no way around: where the limit is in milliseconds, they decide."""
+    folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse("0.5ms")))
+
+    def faster(value: dict[str, Any]) -> None:
+        value["versions"]["edgeprune"] = "0.0.1"
+        value["measurement"]["latency_ms"].update(p50=0.4, low=0.39, high=0.41)
+        value["budget"].update(met=True, missed=[], used=0.8)
+
+    resealed(folder, faster)
+    report = verify(folder, profile=PROFILE)
+    assert check(report, "promise")[0]
+    assert not check(report, "samples")[0]
 
 
 # --- answers
@@ -359,10 +426,10 @@ def test_a_budget_in_milliseconds_is_decided_by_milliseconds(tmp_path: Path) -> 
 
 
 def test_a_bundle_that_says_itself_that_it_misses_the_budget_fails(tmp_path: Path) -> None:
-    folder = write_small_bundle(tmp_path, outcome=outcome(measurement(), met=False))
+    folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse("0.3x")))
     report = verify(folder, profile=PROFILE, target=Bench())
     assert [each.name for each in report.checks if not each.ok] == ["promise"]
-    assert check(report, "promise")[1] == "0.5x, missed: latency"
+    assert re.fullmatch(r"0\.3x, missed: latency: the interval ends at 0\.4\d+x, .*", check(report, "promise")[1])
     with pytest.raises(BudgetMissed, match="missed"):
         report.require()
 
@@ -446,7 +513,6 @@ def test_a_bundle_of_a_shipped_target_is_verified_there(tmp_path: Path, adapter:
         tmp_path / "tuned.onnx",
         profile=host.profile,
         measurement=seen,
-        outcome=outcome(seen),
         parity_inputs={"x": samples},
         parity_outputs={"y": samples @ into @ out},
         tolerances=(1e-2, 1e-4),

@@ -29,6 +29,7 @@ from edgeprune.manifest import (
     RUNNER,
     Signature,
     Tensor,
+    check_promise,
     parity_input,
     parity_output,
     seal,
@@ -191,6 +192,7 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
         **outputs,
     }
     manifest = seal(_facts(contents, signature, samples) | {"files": _listing(others)})
+    check_promise(manifest)
     return others | {MANIFEST: manifest.to_bytes()}
 
 

@@ -6,8 +6,9 @@ first, or `BundleError`, and nothing that came with the bundle is run
     samples   the claimed intervals are those of the raw samples
     profile   it was measured with the profile that is asked about
     runner    runner.py is one that we know
+    promise   met or missed: it follows from those intervals, the accuracies and the model's size
 then, and all of it is reported
-    promise   the bundle itself says that its budget was met
+    promise   what the bundle says of its budget is: met
     parity    on the target, the recorded inputs give the recorded answers
     selftest  so says runner.py as well, in a process of its own
     latency   measured again, the budget is not out of reach
@@ -26,11 +27,10 @@ from typing import Any
 
 from edgeprune import __version__
 from edgeprune.artifact import Artifact
-from edgeprune.budget import Budget
 from edgeprune.bundle import Bundle, open_bundle
 from edgeprune.canonical import file_sha256
-from edgeprune.errors import BudgetMissed, BundleError, ConfigError, EdgepruneError, ParityFailed, ResultError
-from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, profile_of
+from edgeprune.errors import BudgetMissed, BundleError, ConfigError, ParityFailed, ResultError
+from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.pack import derived, shipped_runner
 from edgeprune.parity_vectors import worst_excess
@@ -46,6 +46,7 @@ RUNNER_LIMIT_S = 300.0
 
 _MACHINE = "cpu_model"
 _RUNTIME = "onnxruntime"
+_INTERVALS = ("ratio", "latency_ms", "baseline_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ def _samples(bundle: Bundle) -> Check:
     """Derive the claim again from the raw samples."""
     claimed, seen = bundle.manifest.measurement, bundle.measurement()
     try:
-        again = derived(seen, budget_of(bundle))
+        again = derived(seen, budget_of(bundle.manifest))
     except (ValueError, TypeError, ZeroDivisionError, IndexError, OverflowError) as error:
         raise BundleError(f"{MEASUREMENT} holds no usable samples", why=str(error)[:200]) from error
     author = bundle.manifest.versions.get("edgeprune", "?")
@@ -178,29 +179,21 @@ def _samples(bundle: Bundle) -> Check:
     detail += ", emulated" if claimed.emulated else ""
     if not differs:
         return Check(name="samples", ok=True, detail=detail)
-    now = Interval(**again["ratio"])  # statistics may change between versions, but not by more than they promise
+    now = Interval(**again["ratio"])
     detail += f", as edgeprune {author} saw it; today's statistics give a ratio of {_shown(now)}"
-    return Check(name="samples", ok=claimed.ratio.low <= now.p50 <= claimed.ratio.high, detail=detail)
+    return Check(name="samples", ok=_nearly(claimed, again), detail=detail)
+
+
+def _nearly(claimed: Proof, again: Mapping[str, Any]) -> bool:
+    """Statistics may change between versions, but not by more than they promise."""
+    pairs = ((getattr(claimed, name), again[name]["p50"]) for name in _INTERVALS)
+    return all(interval.low <= p50 <= interval.high for interval, p50 in pairs)
 
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return all(math.isclose(one[key], other[key], rel_tol=1e-6) for key in one)
     return bool(one == other)
-
-
-def budget_of(bundle: Bundle) -> Budget:
-    """Return the budget the bundle was made for.
-
-    Raises:
-        BundleError: if it contradicts itself.
-    """
-    fields = ("latency", "quantile", "confidence", "max_accuracy_drop", "size_mib")
-    facts = bundle.manifest.budget.model_dump()
-    try:
-        return Budget.from_json({name: facts[name] for name in fields})
-    except EdgepruneError as error:
-        raise BundleError(f"{MANIFEST}: the budget cannot be read", why=str(error)) from error
 
 
 def _profile(bundle: Bundle, profile: Profile) -> Check:
@@ -228,7 +221,11 @@ def _runner(bundle: Bundle, trusted: bool) -> Check:
 
 
 def _promise(bundle: Bundle) -> Check:
-    """Hold the bundle to its own words: it may have been written although it misses its budget."""
+    """Hold the bundle to its own words: it may have been written although it misses its budget.
+
+    Its intervals were held to the samples before, its sizes to the files.
+    """
+    check_promise(bundle.manifest)
     said = bundle.manifest.budget
     verdict = f"{said.requested}, used to {said.used:.1%}" if said.met else f"{said.requested}, missed: "
     return Check(name="promise", ok=said.met, detail=verdict + "; ".join(said.missed))
@@ -291,7 +288,7 @@ def _reference(bundle: Bundle, baseline: Path | None) -> Artifact | None:
 
 def _measured(bundle: Bundle, target: Target, reference: Artifact | None) -> Measurement:
     """Time the model against the unpruned one, or against itself where there is none."""
-    budget, engine = budget_of(bundle), target.compile(bundle.model)
+    budget, engine = budget_of(bundle.manifest), target.compile(bundle.model)
     ratio = budget.latency.unit == "x" and reference is not None
     sampling = Sampling(
         reference=target.compile(reference) if reference else engine,
@@ -306,7 +303,7 @@ RULE = "the whole interval would have to lie above"
 
 def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> Check:
     """Compare with the budget; it is out of reach only if the whole interval is."""
-    budget, claimed = budget_of(bundle), bundle.manifest.measurement
+    budget, claimed = budget_of(bundle.manifest), bundle.manifest.measurement
     now_ms = seen.latency_ms(budget.confidence, budget.quantile)
     absolute = f"{_shown(now_ms)} ms now, {claimed.latency_ms} ms claimed"
     if budget.latency.unit == "ms":
