@@ -435,7 +435,7 @@ def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
         raise BudgetError(
             f"the unpruned model meets {budget.latency} already",
             why=f"it takes {takes.p50:.4g} ms here",
-            next_step=f"ask for less than {takes.low:.3g}ms, or ship it as it is",
+            next_step=f"ask for less than {_three_digits(takes.low)}ms, or ship it as it is",
         )
     return budget.limit_ratio(takes.high)
 
@@ -554,15 +554,20 @@ def look(prepared: Prepared, bench: Bench, problem: Problem) -> list[Trial]:
     return [probe, *trials]
 
 
+def _three_digits(milliseconds: float) -> str:
+    """Return three significant digits, without the exponent that ``.3g`` gives a thousand."""
+    return f"{float(f'{milliseconds:.3g}'):.15g}"
+
+
 def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
     assert probe.measurement is not None
     reach, confidence = bench.judge.ratio(probe.measurement), prepared.budget.confidence
     reachable_ms = probe.measurement.latency_ms(confidence, prepared.budget.quantile)
     stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
     in_ms = prepared.budget.latency.unit == "ms"
-    enough = f"{reachable_ms.high * 1.02:.3g}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
+    enough = f"{_three_digits(reachable_ms.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
     return NothingFits(
-        f"no plan meets {prepared.budget.latency}: the narrowest takes {reach.p50:.3f}x ({reachable_ms.p50:.3g} ms)",
+        f"no plan meets {prepared.budget.latency}: the narrowest takes {reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} ms)",
         why=f"what must stay costs that much; {stays}",
         next_step=f"ask for at least {enough}, lower space.minimum_ratio or space.exclude less",
     )
