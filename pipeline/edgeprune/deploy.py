@@ -566,8 +566,9 @@ def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits
     stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
     in_ms = prepared.budget.latency.unit == "ms"
     enough = f"{_three_digits(reachable_ms.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
+    takes = f"{reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} ms)"
     return NothingFits(
-        f"no plan meets {prepared.budget.latency}: the narrowest takes {reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} ms)",
+        f"no plan meets {prepared.budget.latency}: the narrowest takes {takes}",
         why=f"what must stay costs that much; {stays}",
         next_step=f"ask for at least {enough}, lower space.minimum_ratio or space.exclude less",
     )
