@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from edgeprune.errors import ModelError
 from edgeprune.intake.config import ModelConfig
+from edgeprune.intake.factory import importable
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.intake.weights import fill, read_state
 
@@ -55,6 +57,36 @@ class Exploding(nn.Module):
 class Moody(nn.Module):
     def forward(self, x):
         return x.flatten(1) + torch.rand(1)
+
+class Auxiliary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 6)
+    def forward(self, x):
+        logits = self.head(x.flatten(1))
+        return (logits, logits) if self.training else logits
+
+class Fails(Auxiliary):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("targets are needed")
+        return self.head(x.flatten(1))
+
+class Wider(Auxiliary):
+    def forward(self, x):
+        return torch.cat([self.head(x.flatten(1))] * (1 + self.training), 1)
+
+def renormed():
+    return nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(1, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def spectral():
+    return nn.Sequential(torch.nn.utils.spectral_norm(nn.Conv2d(1, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def locked():
+    import threading
+    made = net()
+    made.lock = threading.Lock()
+    return made
 
 answer = 42
 """
@@ -223,11 +255,45 @@ def test_a_factory_that_raises_keeps_the_original_error(folder: Path) -> None:
         ("zoo:OneAtATime", {}, "cannot process 2 x 1 x 8 x 8"),
         ("zoo:Moody", {}, "not deterministic in eval mode"),
         ("zoo:Exploding", {}, "returns NaN or infinity"),
+        ("zoo:Auxiliary", {}, "zoo:Auxiliary in train mode returns a tuple"),
+        ("zoo:Fails", {}, "zoo:Fails in train mode cannot process 2 x 1 x 8 x 8: ValueError: targets are needed"),
+        ("zoo:Wider", {}, "zoo:Wider in train mode maps 2 x 1 x 8 x 8 to 2 x 12"),
+        ("zoo:renormed", {}, "zoo:renormed cannot be copied: RuntimeError"),
+        ("zoo:spectral", {}, "zoo:spectral cannot be copied: RuntimeError"),
+        ("zoo:locked", {}, "zoo:locked cannot be copied: TypeError"),
     ],
 )
 def test_a_factory_that_is_wrong_is_explained(folder: Path, factory: str, kwargs: dict[str, int], text: str) -> None:
     """Each way to be wrong has its own words."""
     assert text in told(folder, factory=factory, kwargs=kwargs)
+
+
+def test_what_only_train_mode_returns_is_told_with_its_cure(folder: Path) -> None:
+    """Otherwise fine-tuning would fail when the whole search is done."""
+    assert "return the logits alone in train mode as well, for example with kwargs aux_logits = false" in told(
+        folder, factory="zoo:Auxiliary"
+    )
+    assert "torch.nn.utils.remove_weight_norm" in told(folder, factory="zoo:renormed")
+
+
+def test_trying_train_mode_leaves_no_trace(folder: Path) -> None:
+    """Statistics of batch norms, the mode of every module and the random numbers to come are as they were."""
+    torch.manual_seed(3)
+    drawn = torch.rand(1)
+    module = load(folder, factory="zoo:net").module
+    norm = module.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.num_batches_tracked is not None
+    assert (float(norm.running_mean.abs().max()), int(norm.num_batches_tracked)) == (0.0, 0)
+    assert not any(each.training for each in module.modules())
+    dropout = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 3))
+    (folder / "given.py").write_text("module = None\ndef give():\n    return module\n")
+    with importable(folder):
+        import_module("given").module = dropout  # type: ignore[attr-defined]
+    torch.manual_seed(3)
+    load(folder, factory="given:give")
+    assert torch.equal(torch.rand(1), drawn)
 
 
 def test_a_module_that_cannot_be_imported_is_explained(folder: Path) -> None:

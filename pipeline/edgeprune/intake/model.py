@@ -1,7 +1,12 @@
-"""From what the user named to a module that is known to work: evaluated once, finite, one logit for each class."""
+"""From what the user named to a module that is known to work: evaluated once, finite, one logit for each class.
 
+Everything that a run will do to it hours later is tried as well: copying it and calling it in train mode.
+"""
+
+import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -51,7 +56,8 @@ def load_model(settings: "ModelConfig", *, input_shape: tuple[int, ...] | None =
 
     Raises:
         ModelError: if it cannot be built, its weights do not fit or are not finite, or it does not map an image of
-            the input shape to finite logits, one row for each image.
+            the input shape to finite logits, one row for each image, in eval mode and in train mode; or if it cannot
+            be copied.
     """
     module, shape, notes = _built(settings)
     chosen = settings.input_shape or input_shape or shape
@@ -62,11 +68,14 @@ def load_model(settings: "ModelConfig", *, input_shape: tuple[int, ...] | None =
     module = module.to(device="cpu", dtype=torch.float32).eval()
     check_finite(module, settings.weights.name if settings.weights else str(settings))
     name = str(settings)
+    probe = _copied(module, name)
+    classes = _check_forward(module, tuple(chosen), name)
+    _check_training(probe, tuple(chosen), name, classes)
     return LoadedModel(
         module=module,
         name=name,
         input_shape=cast(tuple[int, int, int, int], tuple(chosen)),
-        classes=_check_forward(module, tuple(chosen), name),
+        classes=classes,
         digest=digest({"structure": str(module), "weights": state_sha256(module.state_dict())}),
         notes=notes,
     )
@@ -159,9 +168,56 @@ def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     return alone.shape[1]
 
 
-def _forward(module: nn.Module, images: Tensor, name: str, advice: str) -> Tensor:
+def _check_training(probe: nn.Module, shape: tuple[int, ...], name: str, classes: int) -> None:
+    """Check that the model answers in train mode as it does in eval mode: fine-tuning, hours later, needs it.
+
+    Args:
+        probe: a copy, whose batch norms may count the images.
+    """
+    pair = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    advice = "return the logits alone in train mode as well, for example with kwargs aux_logits = false"
+    with torch.random.fork_rng(devices=[]):
+        logits = _forward(probe.train(), pair, f"{name} in train mode", advice, wrap=advice, mode=torch.enable_grad)
+    if logits.shape != (2, classes):
+        raise ModelError(
+            f"{name} in train mode maps {_times(tuple(pair.shape))} to {_times(tuple(logits.shape))}",
+            why=f"in eval mode it has {classes} classes, and fine-tuning compares the two",
+            next_step=advice,
+        )
+    _copied(probe, name)
+
+
+def _copied(module: nn.Module, name: str) -> nn.Module:
+    """Return a copy; what computes weights in a hook can be copied either never or not after a forward."""
     try:
-        with torch.inference_mode():
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever the attributes of a stranger's module raise
+        raise ModelError(
+            f"{name} cannot be copied",
+            why=f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}",
+            next_step="fold weights that a hook computes: torch.nn.utils.remove_weight_norm or remove_spectral_norm of "
+            "each such layer; keep locks, files and generators out of the module",
+        ) from error
+
+
+def _forward(
+    module: nn.Module,
+    images: Tensor,
+    name: str,
+    advice: str,
+    *,
+    wrap: str = "wrap the model",
+    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode,
+) -> Tensor:
+    """Return the logits.
+
+    Args:
+        advice: what to do if it raises.
+        wrap: what to do if it returns something else.
+        mode: of autograd.
+    """
+    try:
+        with mode():
             output = module(images)
     except Exception as error:  # a stranger's forward may raise anything
         raise ModelError(
@@ -171,7 +227,7 @@ def _forward(module: nn.Module, images: Tensor, name: str, advice: str) -> Tenso
         ) from error
     if not isinstance(output, Tensor):
         kind = type(output).__name__
-        raise ModelError(f"{name} returns a {kind}", why="one tensor of logits is wanted", next_step="wrap the model")
+        raise ModelError(f"{name} returns a {kind}", why="one tensor of logits is wanted", next_step=wrap)
     return output
 
 
