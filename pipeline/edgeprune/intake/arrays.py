@@ -242,8 +242,8 @@ def from_factory(made: object, source: str, limit: int | None) -> dict[str, Pair
         DataError: if it returned none of the forms that are understood.
     """
     if isinstance(made, Mapping) and {"images", "labels"} <= set(made):
-        if strange := [each for each in made if each not in {"images", "labels"}]:
-            raise DataError(f"{source} returned images, labels and {strange[0]!r}", next_step="leave it out")
+        if others := set(made) - {"images", "labels"}:
+            raise DataError(f"{source} returned images, labels and {others.pop()!r}", next_step="leave it out")
         return {"all": (made["images"], made["labels"])}
     if isinstance(made, Mapping):
         if "train" not in made or (strange := set(made) - set(SPLITS)):
