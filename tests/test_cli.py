@@ -349,7 +349,7 @@ def test_a_budget_nothing_meets_is_exit_code_1(edgeprune: Command, project: Path
     bundle = bundle_of(project)
     before = tree(bundle)
     diagnostic = deploy(edgeprune, project, "--budget", "0.01x").refusal("NothingFits", 1)
-    assert "the narrowest takes 0.0" in diagnostic["what"]
+    assert "the narrowest plan takes 0.0" in diagnostic["what"]
     assert "ask for at least 0.0" in diagnostic["next"]
     assert tree(bundle) == before
 

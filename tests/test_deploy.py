@@ -209,7 +209,7 @@ def test_a_budget_out_of_reach_names_one_that_can_be_met(tmp_path: Path) -> None
     config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"0.01x"'))
     with pytest.raises(NothingFits) as caught:
         deploy(request(config, out))
-    assert re.search(r"narrowest takes 0\.\d+x \(.* ms\)", caught.value.what)
+    assert re.search(r"narrowest plan takes 0\.\d+x \(.* ms\)", caught.value.what)
     assert caught.value.why
     reachable = re.search(r"at least (\S+x)", caught.value.next_step)[1]
     assert not list(out.glob("*.tar"))
@@ -230,7 +230,7 @@ def test_a_budget_in_milliseconds_is_a_limit_in_milliseconds(tmp_path: Path) -> 
     assert outcome.result.latency_ms.high <= 0.14
     assert outcome.budget.used == pytest.approx(outcome.result.latency_ms.p50 / 0.14)
     config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"10us"'))
-    with pytest.raises(NothingFits, match=r"no plan meets 0\.01ms") as caught:
+    with pytest.raises(NothingFits, match=r"0\.01ms is out of reach") as caught:
         deploy(request(config, tmp_path / "dist"))
     assert re.search(r"at least 0\.\d+ms", caught.value.next_step)
 
@@ -255,8 +255,33 @@ def test_a_model_at_chance_is_warned_of(tmp_path: Path) -> None:
             said.append(text)
 
     outcome = deploy(request(config, tmp_path / "dist", progress=Told()))
-    assert any("chance is 25.0%" in each for each in said)
-    assert "chance is 25.0%" in Path(outcome.report).read_text()
+    (warned,) = outcome.warnings
+    assert re.search(r"chance is (2|3)\d\.\d%", warned)
+    assert f"warning: {warned}" in said
+    assert warned.partition(":")[0] in Path(outcome.report).read_text()
+
+
+def test_a_model_that_is_right_is_not_warned_of(finished: Done) -> None:
+    assert finished.outcome.warnings == ()
+
+
+def test_a_run_that_continues_says_so(finished: Done, config: Path, tmp_path: Path) -> None:
+    """Its stages look the same, but one would wonder at their speed."""
+    out = shutil.copytree(Path(finished.outcome.run_dir).parent, tmp_path / "dist")
+    said: list[str] = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    deploy(request(config, out, progress=Told()))
+    assert any("is finished already" in each for each in said)
+    with closing(sqlite3.connect(out / Path(finished.outcome.run_dir).name / "ledger.sqlite")) as ledger:
+        ledger.execute("DELETE FROM facts WHERE name = 'outcome'")
+        ledger.commit()
+    said.clear()
+    deploy(request(config, out, progress=Told()))
+    assert any(re.match(r"continuing .*: \d+ of \d+ candidates are known", each) for each in said)
 
 
 def test_two_validation_images_are_enough(tmp_path: Path) -> None:

@@ -384,7 +384,8 @@ def _run(command: str, act: Callable[[], tuple[Json, int]], as_json: bool, show:
 def _succeed(command: str, data: Json, code: int, as_json: bool, show: Callable[[Json], None]) -> None:
     if as_json:
         flat = data if command == "deploy" else {}
-        _envelope(command, "ok" if code == 0 else "failed", data, [], flat)
+        warnings = [{"kind": "Warning", "what": each} for each in data.get("warnings", ())]
+        _envelope(command, "ok" if code == 0 else "failed", data, warnings, flat)
     else:
         show(data)
         if command in ("deploy", "verify"):
@@ -477,6 +478,8 @@ def _print_outcome(data: Json) -> None:
         typer.echo(f"  {each}")
     for each in data["flags"]:
         typer.echo(f"  doubtful: {each}; measure again with edgeprune verify {data['bundle']}")
+    for each in data["warnings"]:
+        typer.echo(f"warning: {each}")
     typer.echo(f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['strategy']})")
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")

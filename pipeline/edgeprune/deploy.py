@@ -70,8 +70,8 @@ PARITY_SAMPLES = 4
 SLUG = 20
 """Letters of a model's or a profile's name that stand in the name of a run."""
 
-BARELY = 2.0
-"""An unpruned model below so many times chance is warned of."""
+BARELY = 0.1
+"""An unpruned model that does better than chance by less than this share of what there is to do better is warned of."""
 
 WINNERS = 3
 """Plans that are fine-tuned before one that misses the budget is delivered as such."""
@@ -153,6 +153,7 @@ def deploy(request: Request) -> Outcome:
 def _carry_out(prepared: Prepared, target: Target) -> Outcome:
     bench, timing = start_bench(prepared, target)
     _announce(prepared, bench, timing)
+    _say_what_is_known(prepared)
     problem = pose(prepared, bench, timing)
     seconds = _Seconds(prepared.ledger, prepared.run)
     with seconds.of("search"):
@@ -213,6 +214,16 @@ def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:
         return ratio
     takes = timing.latency_ms(budget.confidence, budget.quantile)
     return max(ratio, takes.high / budget.latency.value * bench.judge.limit_ratio)
+
+
+def _say_what_is_known(prepared: Prepared) -> None:
+    """Say that a run continues, and where; its stages look the same, but pass quickly."""
+    known = sum(trial.phase == "search" for trial in prepared.ledger.trials(prepared.run))
+    if prepared.ledger.fact(prepared.run, "outcome") is not None:
+        prepared.progress.note(f"{prepared.folder.name} is finished already and is only checked; --fresh starts over")
+    elif known:
+        of = prepared.config.search.trials
+        prepared.progress.note(f"continuing {prepared.folder.name}: {known} of {of} candidates are known")
 
 
 def _announce(prepared: Prepared, bench: Bench, timing: Measurement) -> None:
@@ -410,12 +421,17 @@ def _baseline_quality(prepared: Prepared) -> tuple[Evaluator, Quality]:
 
 
 def _warn_of_chance(prepared: Prepared, accuracy: float) -> None:
-    """Say that the unpruned model is hardly better than chance: then the images are not what it was trained on."""
+    """Say that the unpruned model is hardly better than chance: then the images are not what it was trained on.
+
+    Chance is to answer always what is most frequent, or anything at all.
+    """
     (answer,) = prepared.graph.graph.output
     classes = answer.type.tensor_type.shape.dim[-1].dim_value
-    if classes > 1 and accuracy < BARELY / classes:
+    frequencies = np.bincount(prepared.splits.validation.labels) / len(prepared.splits.validation)
+    chance = max(float(frequencies.max()), 1 / max(classes, 1))
+    if accuracy < chance + BARELY * (1 - chance):
         text = (
-            f"the unpruned model is right about {accuracy:.1%} of the validation images, chance is {1 / classes:.1%}: "
+            f"the unpruned model is right about {accuracy:.1%} of the validation images, chance is {chance:.1%}: "
             "are weights, class order and preprocessing (data.mean, data.std) those of its training?"
         )
         prepared.progress.note(f"warning: {text}")
@@ -568,9 +584,9 @@ def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits
     enough = f"{_three_digits(reachable_ms.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
     takes = f"{reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} ms)"
     return NothingFits(
-        f"no plan meets {prepared.budget.latency}: the narrowest takes {takes}",
+        f"{prepared.budget.latency} is out of reach: the narrowest plan takes {takes}",
         why=f"what must stay costs that much; {stays}",
-        next_step=f"ask for at least {enough}, lower space.minimum_ratio or space.exclude less",
+        next_step=f"ask for at least {enough}, exclude less, or try another space.minimum_ratio or channel_multiple",
     )
 
 
@@ -761,6 +777,7 @@ def _outcome(
         versions=versions(),
         conditions=proof.checked.timing.conditions,
         flags=proof.checked.timing.flags,
+        warnings=tuple((prepared.ledger.fact(prepared.run, "notes") or {}).values()),
         run_dir=str(prepared.folder),
     )
 

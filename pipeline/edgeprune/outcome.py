@@ -85,6 +85,7 @@ class Outcome:
         seconds: stage → wall seconds.
         versions: package → version.
         conditions: of the final measurement.
+        warnings: what the user should look into, one sentence each.
         flags: what the target found wrong with the final measurement, one sentence each.
         run_dir, bundle, archive, report: paths as text; empty until written.
     """
@@ -107,6 +108,7 @@ class Outcome:
     versions: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     run_dir: str = ""
     bundle: str = ""
     archive: str = ""
@@ -123,7 +125,7 @@ class Outcome:
         fields["baseline"] = _facts(value["baseline"])
         fields["result"] = _facts(value["result"])
         fields["budget"] = BudgetVerdict(**{**value["budget"], "missed": tuple(value["budget"]["missed"])})
-        fields["flags"] = tuple(value.get("flags", ()))
+        fields |= {name: tuple(value.get(name, ())) for name in ("flags", "warnings")}
         fields["widths"] = tuple(WidthChange(**each) for each in value["widths"])
         return cls(**fields)
 
