@@ -307,6 +307,13 @@ def test_an_input_shape_that_does_not_fit_is_explained(folder: Path) -> None:
     assert "cannot process 1 x 3 x 8 x 8" in told(folder, input_shape=(1, 3, 8, 8))
 
 
+def test_an_input_shape_that_no_memory_holds_is_explained(folder: Path) -> None:
+    """The model is not blamed for it."""
+    assert "no image of the input shape 1 x 1 x 10000000 x 10000000 can be made" in told(
+        folder, input_shape=(1, 1, 10_000_000, 10_000_000)
+    )
+
+
 def test_the_data_may_give_the_input_shape(folder: Path) -> None:
     """Settings win over the data; without either there is an error."""
     open_settings = settings(folder, input_shape=None)

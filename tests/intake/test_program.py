@@ -408,6 +408,34 @@ def test_a_graph_that_does_not_hold_together_is_refused(
     assert "is not one that torch.export makes" in refused(path)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ([2, 3, -1, 8], "no image of the input shape 1 x 3 x -1 x 8"),
+        ([2, 3, "x", 8], "no image of the input shape 1 x 3 x x x 8"),
+        (None, "the input shape of changed.pt2 is unknown"),
+    ],
+)
+def test_an_input_of_a_strange_shape_is_refused(tmp_path: Path, sizes: list[Any] | None, text: str) -> None:
+    """A program of layers alone asks for the sizes of no value, so they are looked at last."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    def plant(module: dict[str, Any]) -> None:
+        if sizes is None:
+            del module["graph"]["tensor_values"]["x"]
+        else:
+            module["graph"]["tensor_values"]["x"]["sizes"] = [{"as_int": each} for each in sizes]
+
+    assert text in refused(changed(saved(tmp_path, Flat(), dynamic=False), plant))
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_mutated_program_is_a_model_or_an_error(unusual: Path, seed: int) -> None:
     """Whatever value of the graph is exchanged for whatever other, only a `ModelError` comes out."""

@@ -109,7 +109,7 @@ def _module(made: object, source: str) -> nn.Module:
 
 
 def _input_shape(program: Program) -> tuple[int, ...] | None:
-    _, *rest = program.shapes[program.input]
+    _, *rest = program.shapes.get(program.input, ()) or (None,)
     return (1, *(each for each in rest if each)) if len(rest) == 3 and all(rest) else None
 
 
@@ -147,7 +147,7 @@ def _imported(library: str, name: str) -> ModuleType:
 
 def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     """Return the number of classes after trying one image and two."""
-    pair = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    pair = _pair(shape)
     alone = _forward(module, pair[:1], name, "set model.input_shape to what it was trained on, batch 1")
     if alone.dim() != 2 or alone.shape[0] != 1 or alone.shape[1] < 2:
         raise ModelError(
@@ -168,13 +168,25 @@ def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     return alone.shape[1]
 
 
+def _pair(shape: tuple[int, ...]) -> Tensor:
+    """Return two images of noise, the same ones every time."""
+    try:
+        return torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    except (RuntimeError, TypeError) as error:  # sizes from a file may be negative or anything, and memory is finite
+        raise ModelError(
+            f"no image of the input shape {_times(shape)} can be made",
+            why=str(error).splitlines()[0],
+            next_step="set model.input_shape to what the model was trained on, for example [1, 3, 224, 224]",
+        ) from error
+
+
 def _check_training(probe: nn.Module, shape: tuple[int, ...], name: str, classes: int) -> None:
     """Check that the model answers in train mode as it does in eval mode: fine-tuning, hours later, needs it.
 
     Args:
         probe: a copy, whose batch norms may count the images.
     """
-    pair = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    pair = _pair(shape)
     advice = "return the logits alone in train mode as well, for example with kwargs aux_logits = false"
     with torch.random.fork_rng(devices=[]):
         logits = _forward(probe.train(), pair, f"{name} in train mode", advice, wrap=advice, mode=torch.enable_grad)
