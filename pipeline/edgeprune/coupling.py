@@ -7,6 +7,7 @@ grouped convolution must keep. Whether the answer is right is checked by `edgepr
 walk starts from channels that nothing couples (`uncoupled`) and couples what meets.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -103,7 +104,8 @@ def uncoupled(module: nn.Module) -> Coupling:
 
 def _dependencies(module: nn.Module, example: torch.Tensor) -> Any:
     """Return torch-pruning's graph of the module with constant padding mapped."""
-    with torch.enable_grad(), _PadRecorder() as recorder:
+    with torch.enable_grad(), warnings.catch_warnings(), _PadRecorder() as recorder:
+        warnings.simplefilter("ignore")  # it gives up on a recurrent layer's graph aloud, and freezes it
         # a bare tensor would be unpacked: a batch of one would run as an image without a batch
         graph = _DependencyGraph(recorder).build_dependency(module, (example,), verbose=False)
     _map_padding(graph, recorder)
