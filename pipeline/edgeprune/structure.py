@@ -394,7 +394,8 @@ _NEVER_CUT: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 def _bystanders(module: nn.Module) -> Iterable[Unprunable]:
     """Yield what holds parameters and is of no kind that edgeprune cuts."""
-    inside = {each.out_proj: each for each in module.modules() if isinstance(each, nn.MultiheadAttention)}
+    attention = (each for each in module.modules() if isinstance(each, nn.MultiheadAttention))
+    inside: dict[nn.Module, nn.Module] = {each.out_proj: each for each in attention}
     for name, layer in module.named_modules():
         own = dict(layer.named_parameters(recurse=False))
         reason = _never_cut(inside.get(layer, layer))
