@@ -305,8 +305,8 @@ def budget_of(manifest: Manifest) -> Budget:
         raise BundleError(f"{MANIFEST}: the budget cannot be read", why=str(error)) from error
 
 
-def check_promise(manifest: Manifest) -> None:
-    """Derive what is said of the budget again: from intervals, accuracies and the model's size in the same manifest.
+def check_promise(manifest: Manifest) -> BudgetVerdict:
+    """Return what is said of the budget, derived again: from intervals, accuracies and the model's size in here.
 
     Raises:
         BundleError: naming the first claim that does not follow from them.
@@ -323,6 +323,7 @@ def check_promise(manifest: Manifest) -> None:
                 why=f"its own numbers give {derived}; {'; '.join(follows.missed) or 'every limit is kept'}",
                 next_step="do not trust it: a promise that contradicts its proof was not written by edgeprune",
             )
+    return follows
 
 
 def _verdict(manifest: Manifest) -> BudgetVerdict:
@@ -331,7 +332,7 @@ def _verdict(manifest: Manifest) -> BudgetVerdict:
     result = ModelFacts(**facts, latency_ms=seen.latency_ms.interval(), ratio=seen.ratio.interval())
     # of milliseconds, the ratio rests on an earlier timing of the unpruned model, and decides nothing
     limit_ratio = budget.latency.value if budget.latency.unit == "x" else manifest.budget.limit_ratio
-    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy)
+    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy, emulated=seen.emulated)
 
 
 def _agree(claim: Any, derived: Any) -> bool:

@@ -6,6 +6,22 @@ from typing import Any
 
 from edgeprune.statistics import Interval, share_interval
 
+EMULATED_UNIT = "formula units"
+"""What the latencies of a formula or an emulator are counted in; they are no times."""
+
+PROMISES = ("latency", "accuracy", "size")
+"""What a budget may promise; the sentence of a promise that is not kept begins with its word."""
+
+
+def unit_of(emulated: bool) -> str:
+    """Return what a latency is printed in."""
+    return EMULATED_UNIT if emulated else "ms"
+
+
+def limit_of(requested: str, emulated: bool) -> str:
+    """Return a latency limit as the user wrote it, but no milliseconds where no clock gave any."""
+    return f"{requested.removesuffix('ms')} {EMULATED_UNIT}" if emulated and requested.endswith("ms") else requested
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
@@ -56,6 +72,20 @@ class BudgetVerdict:
     met: bool
     used: float
     missed: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Return the words of `PROMISES` that are not kept."""
+        return tuple(each for each in PROMISES if any(said.startswith(f"{each}:") for said in self.missed))
+
+    def summary(self, emulated: bool) -> str:
+        """Return the verdict in one line; where something is missed, what it is and whether latency is part of it."""
+        limit, used = limit_of(self.requested, emulated), f"{100 * self.used:.1f} % used"
+        if self.met:
+            return f"{limit}: met, {used}"
+        latency = "latency MISSED" if "latency" in self.broken else "latency met"
+        others = [f"{each} MISSED" for each in self.broken if each != "latency"]
+        return f"{limit}: {', '.join([*others, latency, used])}"
 
 
 @dataclass(frozen=True, kw_only=True)
