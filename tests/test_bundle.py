@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -100,6 +101,30 @@ def test_a_bundle_names_no_place_on_the_machine_that_made_it(bundle: Path, tmp_p
         for secret in ("/home", "somebody", "board-7", str(tmp_path)):
             assert secret not in text
     assert check_bundle(bundle).manifest.origin.model == "net.pt2"
+
+
+def test_the_read_me_says_how_sure_the_accuracy_is_and_what_is_missed(bundle: Path, tmp_path: Path) -> None:
+    """Ninety of a hundred images say little; both intervals are Wilson's."""
+    text = (bundle / "README.txt").read_text()
+    assert "accuracy        91.00% [83.77%, 95.19%] before, 90.00% [82.56%, 94.48%] after\n" in text
+    assert "on 100 test images; 95% interval" in text
+    assert "budget          0.5x: met, 80.0 % used\n" in text
+    strict = Budget(latency=Latency.parse("0.5x"), max_accuracy_drop=0.001)
+    (tmp_path / "strict").mkdir()
+    missed = (write_small_bundle(tmp_path / "strict", budget=strict) / "README.txt").read_text()
+    assert "budget          0.5x: accuracy MISSED, latency met, 80.0 % used\n" in missed
+
+
+def test_a_run_in_place_of_a_bundle_names_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    """And any other folder says what to give."""
+    for name, hint in (("small.run", f"its bundle is {bundle}"), ("other", "the .tar that deploy wrote")):
+        (tmp_path / name).mkdir()
+        with (
+            pytest.raises(BundleError, match=re.escape("holds no manifest.json")) as caught,
+            open_bundle(tmp_path / name),
+        ):
+            pass
+        assert hint in caught.value.next_step
 
 
 def test_several_inputs_and_outputs_are_recorded_by_name(tmp_path: Path) -> None:

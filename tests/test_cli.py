@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from edgeprune import __version__, cli
 from edgeprune.canonical import file_sha256
 from edgeprune.cli import main
+from edgeprune.profile import load_profile
 from edgeprune.run_lock import RunLock
 
 QUICK = (("steps = 12", "steps = 0"), ("trials = 6", "trials = 2"))
@@ -236,7 +238,8 @@ def test_a_wrong_command_line_is_exit_code_2(edgeprune: Command, tmp_path: Path,
     assert "--help" in diagnostic["next"]
     plain = edgeprune(tmp_path, *arguments)
     assert (plain.code, plain.out) == (2, "")
-    assert diagnostic["what"].partition(" (")[0] in plain.err.replace("\n", " ")
+    who = "edgeprune" if arguments[0] == "nope" else f"edgeprune {arguments[0]}"
+    assert plain.err == f"{who}: {diagnostic['what']}\n  next: {diagnostic['next']}\n"
 
 
 @pytest.mark.parametrize(
@@ -450,6 +453,57 @@ def test_another_profile_is_refused(edgeprune: Command, project: Path) -> None:
     """A latency of one device says nothing about another; the difference is named."""
     diagnostic = verified(edgeprune, project, bundle_of(project), target="formula").refusal("BundleError", 4)
     assert "options" in diagnostic["why"]
+
+
+def formula_bundle(folder: Path) -> Path:
+    """Write a small bundle that says it was made for the shipped formula."""
+    formula = load_profile("formula")
+    seen = small_bundle.measurement(profile_digest=formula.digest, emulated=True, metric="formula_ns", conditions={})
+    return small_bundle.write_small_bundle(folder, profile=formula, measurement=seen)
+
+
+def test_a_bundle_is_verified_with_the_profile_it_names(edgeprune: Command, tmp_path: Path) -> None:
+    """No --target is needed, and what no clock gave is said not to be measured."""
+    bundle = formula_bundle(tmp_path)
+    said = edgeprune(tmp_path, "verify", bundle)
+    assert said.code == 0, said.err + said.out
+    assert "NOT MEASURED" in said.out
+    assert "profile: formula" in said.out
+    assert not re.search(r"\bms\b", said.out)
+
+
+def test_a_target_that_is_named_is_insisted_on_and_the_way_out_is_a_command(edgeprune: Command, tmp_path: Path) -> None:
+    """The profile of another machine is caught; the printed command then works."""
+    bundle = formula_bundle(tmp_path)
+    diagnostic = edgeprune(tmp_path, "verify", bundle, "--target", "host", "--json").refusal("BundleError", 4)
+    assert diagnostic["next"] == f"edgeprune verify {bundle} --target formula"
+    assert edgeprune(tmp_path, *diagnostic["next"].split()[1:]).code == 0
+
+
+def test_a_profile_of_a_configuration_is_found_where_that_lies_and_asked_for_elsewhere(
+    edgeprune: Command, project: Path, tmp_path: Path
+) -> None:
+    """As deploy finds its edgeprune.toml; a broken one that merely lies there is passed over unless it was named."""
+    bundle = bundle_of(project)
+    assert edgeprune(project, "verify", bundle, "--json").code == 0
+    assert edgeprune(tmp_path, "verify", bundle, "-c", project / "edgeprune.toml", "--json").code == 0
+    diagnostic = edgeprune(tmp_path, "verify", bundle, "--json").refusal("BundleError", 4)
+    assert "profile 'toy', which is not known here" in diagnostic["what"]
+    assert diagnostic["next"].endswith(f"edgeprune verify {bundle} --target toy --config edgeprune.toml")
+    (project / "edgeprune.toml").write_text("[nonsense]")
+    edgeprune(project, "verify", bundle, "--json").refusal("BundleError", 4)
+    edgeprune(project, "verify", bundle, "-c", "edgeprune.toml", "--json").refusal("ConfigError", 2)
+
+
+def test_the_command_in_a_bundles_read_me_works(edgeprune: Command, project: Path, tmp_path: Path) -> None:
+    """Inside the bundle: as it stands for a shipped profile, beside its configuration for another."""
+    for bundle, more in ((formula_bundle(tmp_path), ""), (bundle_of(project), " --config edgeprune.toml")):
+        (line,) = [
+            each.strip() for each in (bundle / "README.txt").read_text().splitlines() if "edgeprune verify" in each
+        ]
+        assert line.endswith(more)
+        given = line.replace("edgeprune.toml", str(project / "edgeprune.toml"))
+        assert edgeprune(bundle, *given.split()[1:]).code == 0
 
 
 def test_a_baseline_beside_the_bundle_is_used_only_if_it_is_the_parent(edgeprune: Command, project: Path) -> None:

@@ -1,5 +1,6 @@
 """Verify refuses what is not whole, runs nothing it does not know, and measures again before it agrees."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -24,16 +25,17 @@ from small_bundle import (
     write_small_bundle,
 )
 
+from edgeprune import __version__
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import check_bundle
 from edgeprune.canonical import canonical_json, digest, file_sha256
 from edgeprune.errors import BudgetMissed, BundleError, ConfigError, DeviceLost, ParityFailed
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.pack import pack, write_bundle
+from edgeprune.pack import pack, shipped_runner, write_bundle
 from edgeprune.profile import Profile
 from edgeprune.target import Target, open_target
-from edgeprune.verify import VerifyReport, verify
+from edgeprune.verify import VerifyReport, own_profile, verify
 
 
 class Bench:
@@ -147,12 +149,33 @@ def test_an_unknown_runner_is_refused_unrun_unless_it_is_trusted(bundle: Path, t
     touched = tmp_path / "touched"
     program = f"from pathlib import Path\nPath({str(touched)!r}).touch()\nprint('{{}}')\n"
     resealed(bundle, nothing, **{"runner.py": program.encode()})
-    with pytest.raises(BundleError, match="was not run"):
+    with pytest.raises(BundleError, match="was not run") as caught:
         verify(bundle, profile=PROFILE, target=Bench())
     assert not touched.exists()
+    for content in (program.encode(), shipped_runner()):
+        assert hashlib.sha256(content).hexdigest()[:12] in caught.value.why
+    assert "run its deploy again" in caught.value.next_step
     report = verify(bundle, profile=PROFILE, trust_runner=True)
     assert touched.exists()
     assert "trusted because you said so" in check(report, "runner")[1]
+
+
+def test_a_runner_of_another_version_is_left_to_that_version(bundle: Path) -> None:
+    resealed(bundle, lambda value: value["versions"].update(edgeprune="0.0.1"), **{"runner.py": b"print()\n"})
+    with pytest.raises(BundleError, match="was not run") as caught:
+        verify(bundle, profile=PROFILE)
+    assert "with edgeprune 0.0.1, or pass --trust-runner" in caught.value.next_step
+    assert f"of edgeprune {__version__}" in caught.value.why
+
+
+def test_the_profile_of_a_bundle_is_found_by_name_and_first_of_all_by_digest(bundle: Path) -> None:
+    other, namesake = replace(PROFILE, name="other"), replace(PROFILE, channel_multiple=4)
+    assert own_profile(bundle, [other, namesake, PROFILE]) == PROFILE
+    assert own_profile(bundle, [other, namesake]) == namesake
+    with pytest.raises(BundleError, match="profile 'bench', which is not known here") as caught:
+        own_profile(bundle, [other])
+    assert "known are other" in caught.value.why
+    assert caught.value.next_step.endswith(f"edgeprune verify {bundle} --target bench --config edgeprune.toml")
 
 
 def test_another_profile_is_refused_and_the_fields_are_named(bundle: Path) -> None:
@@ -429,9 +452,24 @@ def test_a_bundle_that_says_itself_that_it_misses_the_budget_fails(tmp_path: Pat
     folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse("0.3x")))
     report = verify(folder, profile=PROFILE, target=Bench())
     assert [each.name for each in report.checks if not each.ok] == ["promise"]
-    assert re.fullmatch(r"0\.3x, missed: latency: the interval ends at 0\.4\d+x, .*", check(report, "promise")[1])
-    with pytest.raises(BudgetMissed, match="missed"):
+    said = r"0\.3x: latency MISSED, 133\.3 % used; latency: the interval ends at 0\.4\d+x, .*"
+    assert re.fullmatch(said, check(report, "promise")[1])
+    with pytest.raises(BudgetMissed, match="MISSED"):
         report.require()
+
+
+@pytest.mark.parametrize("limit", ["0.5x", "0.85ms", "0.5ms"])
+def test_an_emulated_latency_is_never_milliseconds(tmp_path: Path, limit: str) -> None:
+    """Claimed, measured again, met or missed: no clock gave it."""
+    seen = measurement(emulated=True, metric="formula_ns")
+    folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse(limit)), measurement=seen)
+    for baseline in (None, tmp_path / "baseline.onnx"):
+        report = verify(folder, profile=PROFILE, target=Bench(emulated=True, metric="formula_ns"), baseline=baseline)
+        text = json.dumps(report.to_json())
+        assert report.emulated
+        assert "formula units" in check(report, "samples")[1]
+        assert "formula units" in check(report, "latency")[1]
+        assert not re.search(r"\d ?ms\b", text), text
 
 
 def test_a_baseline_that_is_not_the_parent_is_the_users_mistake(bundle: Path, tmp_path: Path) -> None:

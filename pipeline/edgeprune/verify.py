@@ -15,12 +15,13 @@ then, and all of it is reported
     machine   it is the machine the promise was measured on
 """
 
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from edgeprune.canonical import file_sha256
 from edgeprune.errors import BudgetMissed, BundleError, ConfigError, ParityFailed, ResultError
 from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.pack import derived, shipped_runner
+from edgeprune.outcome import limit_of, unit_of
+from edgeprune.pack import derived, how_to_verify, shipped_runner
 from edgeprune.parity_vectors import worst_excess
 from edgeprune.profile import Profile
 from edgeprune.signature import input_specs, read_signature
@@ -67,11 +69,13 @@ class VerifyReport:
     """Everything that was looked at, in order, and what was not.
 
     Attributes:
+        emulated: the claimed latency comes from a formula or an emulator.
         skipped: what was not looked at and why, one sentence each.
     """
 
     name: str
     checks: tuple[Check, ...]
+    emulated: bool
     skipped: tuple[str, ...] = ()
 
     @property
@@ -94,10 +98,31 @@ class VerifyReport:
     def to_json(self) -> dict[str, object]:
         """Return the report as JSON values."""
         checks = [check.to_json() for check in self.checks]
-        return {"bundle": self.name, "ok": self.ok, "checks": checks, "skipped": list(self.skipped)}
+        facts = {"bundle": self.name, "ok": self.ok, "emulated": self.emulated}
+        return {**facts, "checks": checks, "skipped": list(self.skipped)}
 
 
 _GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed}
+
+
+def own_profile(bundle: Path, candidates: Sequence[Profile]) -> Profile:
+    """Return the one of `candidates` that a bundle was made for, or else the first of the same name.
+
+    Raises:
+        BundleError: if none has the name of the bundle's profile, or the bundle is not whole.
+        ConfigError: if there is nothing at `bundle`.
+    """
+    with open_bundle(bundle) as whole:
+        theirs = profile_of(whole.manifest)
+    named = [each for each in candidates if each.name == theirs.name]
+    exact = [each for each in named if each.digest == theirs.digest]
+    if not named:
+        raise BundleError(
+            f"the bundle was made for the profile {theirs.name!r}, which is not known here",
+            why=f"known are {', '.join(sorted({each.name for each in candidates}))}",
+            next_step=how_to_verify(str(bundle), theirs),
+        )
+    return (exact or named)[0]
 
 
 def verify(
@@ -125,7 +150,7 @@ def verify(
         CompileError, LabError: from the target.
     """
     with open_bundle(path) as bundle:
-        checks = [_bytes(bundle), _model(bundle), _samples(bundle), _profile(bundle, profile)]
+        checks = [_bytes(bundle), _model(bundle), _samples(bundle), _profile(bundle, profile, path)]
         checks += [_runner(bundle, trust_runner), _promise(bundle)]
         reference = _reference(bundle, baseline)
         skipped = ["accuracy: the bundle holds no test data"]
@@ -139,7 +164,10 @@ def verify(
             checks += [_latency(bundle, seen, reference), *_machine(bundle.manifest.measurement, seen)]
         elif target is not None:
             skipped.append("latency, machine: not measured again, as asked")
-        return VerifyReport(name=bundle.manifest.name, checks=tuple(checks), skipped=tuple(skipped))
+        manifest = bundle.manifest
+        return VerifyReport(
+            name=manifest.name, checks=tuple(checks), emulated=manifest.measurement.emulated, skipped=tuple(skipped)
+        )
 
 
 def _bytes(bundle: Bundle) -> Check:
@@ -175,7 +203,8 @@ def _samples(bundle: Bundle) -> Check:
         raise BundleError(f"{MANIFEST} claims {differs} {claim}", why=f"the samples give {again[differs]}")
     if (seen.profile_digest, seen.emulated) != (bundle.manifest.profile_digest, claimed.emulated):
         raise BundleError(f"{MEASUREMENT} was taken with another profile than the manifest names")
-    detail = f"ratio {claimed.ratio}, {claimed.latency_ms} ms from {claimed.calls} calls in {claimed.sessions} sessions"
+    latency = f"{claimed.latency_ms} {unit_of(claimed.emulated)}"
+    detail = f"ratio {claimed.ratio}, {latency} from {claimed.calls} calls in {claimed.sessions} sessions"
     detail += ", emulated" if claimed.emulated else ""
     if not differs:
         return Check(name="samples", ok=True, detail=detail)
@@ -196,28 +225,41 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _profile(bundle: Bundle, profile: Profile) -> Check:
+def _profile(bundle: Bundle, profile: Profile, path: Path) -> Check:
     if profile.digest != bundle.manifest.profile_digest:
-        theirs, ours = profile_of(bundle.manifest).to_json(), profile.to_json()
+        made_for = profile_of(bundle.manifest)
+        theirs, ours = made_for.to_json(), profile.to_json()
         differ = [key for key in ours if key not in ("address", "description") and ours[key] != theirs[key]]
         raise BundleError(
             f"the bundle was made for another profile than {profile.name!r}",
             why="; ".join(f"{key} was {theirs[key]!r} and is {ours[key]!r}" for key in differ),
-            next_step=f"verify it with the profile it was made for, {bundle.manifest.profile['name']!r}",
+            next_step=how_to_verify(str(path), made_for),
         )
     return Check(name="profile", ok=True, detail=f"{profile.name}, digest {profile.digest[:12]}")
 
 
 def _runner(bundle: Bundle, trusted: bool) -> Check:
     """Refuse to run code that came with the bundle unless it is ours: the digests do not say who made it."""
-    known = bundle.runner.read_bytes() == shipped_runner()
+    theirs, ours = bundle.runner.read_bytes(), shipped_runner()
+    known = theirs == ours
     if not (known or trusted):
+        author = bundle.manifest.versions.get("edgeprune", "?")
+        whole = (
+            f"verify it with edgeprune {author}"
+            if author != __version__
+            else "run its deploy again for a bundle with this runner"
+        )
         raise BundleError(
             f"{RUNNER} is not the one this edgeprune puts into bundles, so it was not run",
-            why=f"the bundle says it was written by edgeprune {bundle.manifest.versions.get('edgeprune', '?')}",
-            next_step="verify it with that version, or pass --trust-runner if you trust where the bundle came from",
+            why=f"its SHA-256 is {_short(theirs)}..., by edgeprune {author}; "
+            f"ours is {_short(ours)}..., of edgeprune {__version__}",
+            next_step=f"{whole}, or pass --trust-runner if you trust where the bundle came from",
         )
     return Check(name="runner", ok=True, detail="as shipped" if known else "unknown, and trusted because you said so")
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _promise(bundle: Bundle) -> Check:
@@ -225,10 +267,9 @@ def _promise(bundle: Bundle) -> Check:
 
     Its intervals were held to the samples before, its sizes to the files.
     """
-    check_promise(bundle.manifest)
-    said = bundle.manifest.budget
-    verdict = f"{said.requested}, used to {said.used:.1%}" if said.met else f"{said.requested}, missed: "
-    return Check(name="promise", ok=said.met, detail=verdict + "; ".join(said.missed))
+    said = check_promise(bundle.manifest)
+    summary = said.summary(bundle.manifest.measurement.emulated)
+    return Check(name="promise", ok=said.met, detail="; ".join([summary, *said.missed]))
 
 
 def _parity(bundle: Bundle, target: Target) -> Check:
@@ -260,8 +301,9 @@ def _said(output: bytes) -> str:
     """Return the runner's report as one sentence, empty if it made none."""
     try:
         report = json.loads(output)
-        if report["status"]:
-            return str(report["diagnostics"][0]).strip()
+        if report["status"] not in ("ok", 0):  # numbers and text: runners of old bundles, if they are trusted
+            first = report["diagnostics"][0]
+            return f"{first['what']} {first['why']}".strip() if isinstance(first, dict) else str(first).strip()
         data = report["data"]
         return (
             f"{data['files']} files, {data['samples']} samples, worst at {data['worst_of_tolerance']:.3g} of tolerance"
@@ -305,13 +347,14 @@ def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> C
     """Compare with the budget; it is out of reach only if the whole interval is."""
     budget, claimed = budget_of(bundle.manifest), bundle.manifest.measurement
     now_ms = seen.latency_ms(budget.confidence, budget.quantile)
-    absolute = f"{_shown(now_ms)} ms now, {claimed.latency_ms} ms claimed"
+    unit, limit = unit_of(seen.emulated), limit_of(str(budget.latency), seen.emulated)
+    absolute = f"{_shown(now_ms)} {unit} now, {claimed.latency_ms} {unit} claimed"
     if budget.latency.unit == "ms":
-        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {budget.latency}"
+        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {limit}"
     elif reference is not None:
         now = seen.ratio(budget.confidence, budget.quantile)
         ok = now.low <= budget.latency.value
-        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {budget.latency}; {absolute}"
+        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {limit}; {absolute}"
     else:
         ok = now_ms.low <= claimed.latency_ms.high * (1 + ABSOLUTE_SLACK)
         found = (
