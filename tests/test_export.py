@@ -20,15 +20,17 @@ def names(graph: onnx.ModelProto) -> set[str]:
     return {each.name for each in graph.graph.initializer}
 
 
-def test_one_input_one_output_fixed_shapes() -> None:
-    """The graph's ends have the example's shape, and every tensor inside has a static one."""
-    family = prepared("resnet")
+@pytest.mark.parametrize("name", ["resnet", "recurrent", "vit"])
+def test_one_input_one_output_fixed_shapes(name: str) -> None:
+    """The graph's ends have the example's shape, and every tensor inside has a static one, computed by no node."""
+    family = prepared(name)
     graph = family.graph.graph
     assert [each.name for each in graph.input] == ["input"]
     assert [each.name for each in graph.output] == ["output"]
     sides = [d.dim_value for value in graph.value_info for d in value.type.tensor_type.shape.dim]
     assert sides
     assert all(sides)
+    assert "Shape" not in {node.op_type for node in graph.node}
     assert family.graph.opset_import[0].version == OPSET
 
 

@@ -10,10 +10,11 @@ import logging
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -89,14 +90,37 @@ def _exported(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         output_names=["output"],
     )
     assert program is not None
-    # Folding alone: the full optimiser would fold batch norms too. A folded parameter could not be put back.
-    optimizer.fold_constants(
-        program.model,
-        should_fold=lambda node: False if any(i is not None and i.name in parameters for i in node.inputs) else None,
-    )
-    optimizer.remove_unused_nodes(program.model)
-    proto: onnx.ModelProto = program.model_proto
+
+    def fold(model: Any) -> None:
+        # Folding alone: the full optimiser would fold batch norms too. A folded parameter could not be put back.
+        optimizer.fold_constants(
+            model,
+            should_fold=lambda node: (
+                False if any(i is not None and i.name in parameters for i in node.inputs) else None
+            ),
+        )
+        optimizer.remove_unused_nodes(model)
+
+    fold(program.model)
+    return _with_constant_shapes(program.model_proto, fold)
+
+
+def _with_constant_shapes(proto: onnx.ModelProto, fold: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
+    """Return the graph with sizes that are computed from static shapes folded too.
+
+    What comes out of a recurrent layer is reshaped to a size read off it, and the exporter does not know its shape;
+    ONNX does. Of stacked layers, each fold makes the next one's shape known.
+    """
+    left, before = _shape_nodes(proto), -1
+    while left and left != before:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        fold(proto)
+        left, before = _shape_nodes(proto), left
     return proto
+
+
+def _shape_nodes(proto: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Shape" for node in proto.graph.node)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
