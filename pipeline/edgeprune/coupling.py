@@ -82,7 +82,9 @@ def couple(module: nn.Module, example: torch.Tensor) -> Coupling:
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.requires_grad_(True)  # the dependency graph is read off autograd's
     try:
-        return _fold(module, _dependencies(module, example))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Maximum recursive depth reached!" at recurrent layers
+            return _fold(module, _dependencies(module, example))
     except Exception as error:  # torch-pruning raises whatever its guesses run into, and the user's forward its own
         raise ModelError(
             "the model's channel dependencies cannot be read",
@@ -104,8 +106,7 @@ def uncoupled(module: nn.Module) -> Coupling:
 
 def _dependencies(module: nn.Module, example: torch.Tensor) -> Any:
     """Return torch-pruning's graph of the module with constant padding mapped."""
-    with torch.enable_grad(), warnings.catch_warnings(), _PadRecorder() as recorder:
-        warnings.simplefilter("ignore")  # it gives up on a recurrent layer's graph aloud, and freezes it
+    with torch.enable_grad(), _PadRecorder() as recorder:
         # a bare tensor would be unpacked: a batch of one would run as an image without a batch
         graph = _DependencyGraph(recorder).build_dependency(module, (example,), verbose=False)
     _map_padding(graph, recorder)
