@@ -42,7 +42,7 @@ from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
 from edgeprune.manifest import PARITY_SAMPLES as RECORDED
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.outcome import ModelFacts, Outcome, WidthChange
+from edgeprune.outcome import ModelFacts, Outcome, WidthChange, unit_of
 from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
@@ -450,7 +450,7 @@ def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
     if budget.limit_ratio(takes.p50) >= 1:
         raise BudgetError(
             f"the unpruned model meets {budget.latency} already",
-            why=f"it takes {takes.p50:.4g} ms here",
+            why=f"it takes {takes.p50:.4g} {unit_of(baseline.emulated)} here",
             next_step=f"ask for less than {_three_digits(takes.low)}ms, or ship it as it is",
         )
     return budget.limit_ratio(takes.high)
@@ -582,7 +582,7 @@ def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits
     stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
     in_ms = prepared.budget.latency.unit == "ms"
     enough = f"{_three_digits(reachable_ms.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
-    takes = f"{reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} ms)"
+    takes = f"{reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} {unit_of(probe.measurement.emulated)})"
     return NothingFits(
         f"{prepared.budget.latency} is out of reach: the narrowest plan takes {takes}",
         why=f"what must stay costs that much; {stays}",
@@ -757,17 +757,17 @@ def _outcome(
     prepared: Prepared, bench: Bench, baseline: Measurement, winner: Trial, proof: Proof, seconds: Mapping[str, float]
 ) -> Outcome:
     trials = prepared.ledger.trials(prepared.run)
-    result = _result_facts(prepared, proof)
+    result, emulated = _result_facts(prepared, proof), proof.checked.timing.emulated
     return Outcome(
         model=prepared.model.name,
         target=prepared.request.target,
-        emulated=proof.checked.timing.emulated,
+        emulated=emulated,
         metric=proof.checked.timing.metric,
         strategy=bench.strategy,
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,
-        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy),
+        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy, emulated=emulated),
         measurements=_measurements(prepared, trials, winner),
         trials=sum(each.phase == "search" for each in trials),
         widths=_width_changes(prepared.structure, winner.plan),
