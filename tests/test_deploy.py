@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny_project
 from pydantic import TypeAdapter
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter
 from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import open_bundle
 from edgeprune.canonical import file_sha256
-from edgeprune.deploy import Request, deploy, run_name
+from edgeprune.deploy import Request, _uncounted, deploy, run_name
 from edgeprune.errors import BudgetError, DataError, DeviceBusy, DeviceLost, LedgerError, NothingFits
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Incident, Ledger
@@ -263,6 +264,13 @@ def test_a_model_at_chance_is_warned_of(tmp_path: Path) -> None:
 
 def test_a_model_that_is_right_is_not_warned_of(finished: Done) -> None:
     assert finished.outcome.warnings == ()
+
+
+def test_work_of_unknown_cost_is_said_to_be_missing_from_the_count(finished: Done) -> None:
+    graph = onnx.load(finished.outcome.run_dir + "/baseline.onnx")
+    assert _uncounted(graph) == []
+    graph.graph.node.append(onnx.helper.make_node("Einsum", ["a", "b"], ["c"], "strange", equation="ij,jk->ik"))
+    assert _uncounted(graph) == ["the MACs are at least so many: Einsum (strange) could not be counted"]
 
 
 def test_a_run_that_continues_says_so(finished: Done, config: Path, tmp_path: Path) -> None:

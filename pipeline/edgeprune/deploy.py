@@ -777,9 +777,15 @@ def _outcome(
         versions=versions(),
         conditions=proof.checked.timing.conditions,
         flags=proof.checked.timing.flags,
-        warnings=tuple((prepared.ledger.fact(prepared.run, "notes") or {}).values()),
+        warnings=(*(prepared.ledger.fact(prepared.run, "notes") or {}).values(), *_uncounted(prepared.graph)),
         run_dir=str(prepared.folder),
     )
+
+
+def _uncounted(graph: onnx.ModelProto) -> list[str]:
+    """Return a warning if some of the work has no known cost: the counts are lower bounds then."""
+    names = cost.uncounted(graph)
+    return [f"the MACs are at least so many: {', '.join(names)} could not be counted"] if names else []
 
 
 def _measurements(prepared: Prepared, trials: Sequence[Trial], winner: Trial) -> int:

@@ -307,6 +307,19 @@ def test_an_input_shape_that_does_not_fit_is_explained(folder: Path) -> None:
     assert "cannot process 1 x 3 x 8 x 8" in told(folder, input_shape=(1, 3, 8, 8))
 
 
+def test_images_with_their_channels_last_are_told_how_to_turn(folder: Path) -> None:
+    assert "transpose(0, 3, 1, 2)" in told(folder, input_shape=(1, 8, 8, 3))
+
+
+def test_a_model_with_two_inputs_is_told_to_have_one(folder: Path) -> None:
+    (folder / "two.py").write_text(
+        "from torch import nn\nclass Two(nn.Module):\n    def forward(self, image, mask, scale=1.0):\n"
+        "        return image * mask * scale\n"
+    )
+    said = told(folder, factory="two:Two")
+    assert "wrap the model in a module with one input: its forward takes image, mask" in said
+
+
 def test_an_input_shape_that_no_memory_holds_is_explained(folder: Path) -> None:
     """The model is not blamed for it."""
     assert "no image of the input shape 1 x 1 x 10000000 x 10000000 can be made" in told(

@@ -5,6 +5,7 @@ Everything that a run will do to it hours later is tried as well: copying it and
 
 import copy
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from edgeprune.intake.weights import check_finite, fill, read_state, state_sha25
 
 if TYPE_CHECKING:
     from edgeprune.intake.config import ModelConfig
+
+COLOURS = (1, 3, 4)
+"""Sizes of an axis that look like colour channels."""
 
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest logit, between an image alone and the same image in a batch of two."""
@@ -148,7 +152,7 @@ def _imported(library: str, name: str) -> ModuleType:
 def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     """Return the number of classes after trying one image and two."""
     pair = _pair(shape)
-    alone = _forward(module, pair[:1], name, "set model.input_shape to what it was trained on, batch 1")
+    alone = _forward(module, pair[:1], name, _input_advice(module, shape))
     if alone.dim() != 2 or alone.shape[0] != 1 or alone.shape[1] < 2:
         raise ModelError(
             f"{name} maps {_times(shape)} to {_times(tuple(alone.shape))}",
@@ -241,6 +245,21 @@ def _forward(
         kind = type(output).__name__
         raise ModelError(f"{name} returns a {kind}", why="one tensor of logits is wanted", next_step=wrap)
     return output
+
+
+def _input_advice(module: nn.Module, shape: tuple[int, ...]) -> str:
+    """Return what to do about a model that cannot process one image."""
+    wanted = [
+        each
+        for each in inspect.signature(module.forward).parameters.values()
+        if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(wanted) > 1:
+        names = ", ".join(each.name for each in wanted)
+        return f"wrap the model in a module with one input: its forward takes {names}"
+    if len(shape) == 4 and shape[-1] in COLOURS and shape[1] not in COLOURS:
+        return "float arrays are taken as N x C x H x W: transpose(0, 3, 1, 2)"
+    return "set model.input_shape to what it was trained on, batch 1"
 
 
 def _advice(module: nn.Module) -> str:
