@@ -56,6 +56,17 @@ def test_taylor_is_the_squared_change_of_the_loss_when_a_channel_is_zeroed_to_fi
     assert scores(module, "taylor", batch) == pytest.approx([2 * first, 2 * second, 0.0])
 
 
+def test_a_large_batch_in_parts_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of the mean loss over 70 images, whatever is held in memory at once."""
+    module = Three((0.5, -1.0, 2.0), ((1.0, 0.3, -0.2), (-0.5, 0.1, 0.7))).eval()
+    draw = torch.Generator().manual_seed(0)
+    batch = (torch.randn(70, 1, 2, 2, generator=draw), torch.arange(70) % 2)
+    in_parts = RULES["taylor"](module, structure_of(module), [batch])
+    monkeypatch.setattr("edgeprune.importance.IMAGES_AT_ONCE", 70)
+    assert in_parts == pytest.approx(RULES["taylor"](module, structure_of(module), [batch]), rel=1e-4)
+    assert in_parts.max() > 0
+
+
 def test_taylor_adds_up_over_batches() -> None:
     """Two equal batches say twice what one says."""
     module = Three((1.0, 2.0, 3.0), ((1.0, 0.5, 0.0), (0.0, 1.0, -1.0)))
