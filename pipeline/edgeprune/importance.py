@@ -51,10 +51,11 @@ def taylor(module: nn.Module, structure: Structure, batches: Iterable[Batch]) ->
 def _gradients(module: nn.Module, parameters: Sequence[Tensor], images: Tensor, labels: Tensor) -> list[Tensor | None]:
     """Return the gradients of the mean loss, summed over parts of the batch: activations of one part fit in memory."""
     total: list[Tensor | None] = [None] * len(parameters)
-    for some, their in zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True):
-        loss = nn.functional.cross_entropy(module(some), their, reduction="sum") / len(labels)
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-        total = [part if before is None else before + part for before, part in zip(total, parts, strict=True)]
+    for start in range(0, len(labels), IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
+        loss = nn.functional.cross_entropy(module(images[part]), labels[part], reduction="sum") / len(labels)
+        added = torch.autograd.grad(loss, parameters, allow_unused=True)
+        total = [more if before is None else before + more for before, more in zip(total, added, strict=True)]
     return total
 
 
