@@ -116,8 +116,8 @@ def deploy(
     """
 
     def act() -> tuple[Json, int]:
-        from edgeprune.deploy import Request
         from edgeprune.progress import watch
+        from edgeprune.stages.prepare import Request
 
         overrides = {
             "budget.latency": budget,

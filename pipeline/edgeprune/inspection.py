@@ -21,10 +21,10 @@ def describe_space(config: "Config", profile: Profile, progress: "Progress") -> 
     Raises:
         UserError: if the model or the data cannot be used.
     """
-    from edgeprune.deploy import find_structure
     from edgeprune.export import export
     from edgeprune.intake.data import load_data
     from edgeprune.intake.model import load_model
+    from edgeprune.stages.prepare import find_structure
 
     with progress.stage("load data and model"):
         splits = load_data(config.data)

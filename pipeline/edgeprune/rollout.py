@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeprune.deploy import Request, deploy
+from edgeprune.deploy import deploy
 from edgeprune.errors import ConfigError, DeviceLost, EdgepruneError, Interrupted
 from edgeprune.outcome import Outcome
+from edgeprune.stages.prepare import Request
 from edgeprune.target import Finding, examine_target
 
 
