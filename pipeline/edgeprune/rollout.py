@@ -84,7 +84,8 @@ def _check_ready(requests: Sequence[Request]) -> None:
 
 
 def _problems(request: Request) -> list[Finding]:
-    return [each for each in examine_target(request.config.profile(request.target)) if each.severity == "problem"]
+    boards = request.config.boards(request.target)
+    return [each for board in boards for each in examine_target(board) if each.severity == "problem"]
 
 
 def _tried(request: Request) -> Result:
