@@ -274,7 +274,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str) -> No
         lambda value: value.update(hello=1),
         lambda value: value["measurement"].update(hello=1),
         lambda value: value.pop("plan"),
-        lambda value: value.update(schema_version=2),
+        lambda value: value.update(schema_version=3),
         lambda value: value.update(name="../up"),
         lambda value: value.update(name="a\n"),
         lambda value: value["budget"].update(met="yes"),

@@ -229,7 +229,7 @@ def test_a_model_that_is_none_is_refused(bundle: Path, content: bytes) -> None:
 def test_a_claim_that_the_samples_do_not_bear_out_is_refused(bundle: Path) -> None:
     for change in (
         lambda value: value["measurement"]["ratio"].update(p50=0.3),
-        lambda value: value["measurement"]["latency_ms"].update(high=0.9),
+        lambda value: value["measurement"]["latency"].update(high=0.9),
         lambda value: value["measurement"].update(calls=10**6),
         lambda value: value["measurement"].update(emulated=True),
     ):
@@ -346,7 +346,7 @@ def test_milliseconds_claimed_by_another_edgeprune_are_compared_with_the_samples
 
     def faster(value: dict[str, Any]) -> None:
         value["versions"]["edgeprune"] = "0.0.1"
-        value["measurement"]["latency_ms"].update(p50=0.4, low=0.39, high=0.41)
+        value["measurement"]["latency"].update(p50=0.4, low=0.39, high=0.41)
         value["budget"].update(met=True, missed=[], used=0.8)
 
     resealed(folder, faster)

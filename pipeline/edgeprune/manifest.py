@@ -106,14 +106,15 @@ class Proof(Facts):
 
     Attributes:
         ratio: latency of the model as a ratio of the unpruned model's, timed in alternating blocks.
-        latency_ms, baseline_ms: of the same sessions, milliseconds; they drift with the machine, the ratio does not.
+        latency, baseline_latency: of the same sessions, in the unit of `metric`; they drift with the machine, the
+            ratio does not.
         sessions, calls, baseline_calls: how many samples.
         metric, emulated, taken_at, seconds, flags, conditions: as in `edgeprune.measurement.Measurement`.
     """
 
     ratio: Estimate
-    latency_ms: Estimate
-    baseline_ms: Estimate
+    latency: Estimate
+    baseline_latency: Estimate
     sessions: Count
     calls: Count
     baseline_calls: Count
@@ -183,7 +184,7 @@ class Manifest(Facts):
     """
 
     format: Literal["edgeprune-bundle"]
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: Name
     origin: Origin
     plan: dict[str, tuple[int, ...]]
@@ -275,7 +276,7 @@ def _validated(value: dict[str, Any]) -> Manifest:
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(
             f"{MANIFEST}: {place}: {first['msg']}",
-            why="it does not follow schema 1 of edgeprune bundles",
+            why="it does not follow schema 2 of edgeprune bundles",
             next_step="read it with the edgeprune version that wrote it",
         ) from error
 
@@ -329,10 +330,10 @@ def check_promise(manifest: Manifest) -> BudgetVerdict:
 def _verdict(manifest: Manifest) -> BudgetVerdict:
     budget, seen = budget_of(manifest), manifest.measurement
     facts = manifest.result.model_dump()
-    result = ModelFacts(**facts, latency_ms=seen.latency_ms.interval(), ratio=seen.ratio.interval())
+    result = ModelFacts(**facts, latency=seen.latency.interval(), ratio=seen.ratio.interval())
     # of milliseconds, the ratio rests on an earlier timing of the unpruned model, and decides nothing
     limit_ratio = budget.latency.value if budget.latency.unit == "x" else manifest.budget.limit_ratio
-    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy, emulated=seen.emulated)
+    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy, metric=seen.metric)
 
 
 def _agree(claim: Any, derived: Any) -> bool:

@@ -241,7 +241,7 @@ def _facts(contents: BundleContents, signature: Signature, samples: int) -> dict
     atol, rtol = contents.tolerances
     return {
         "format": "edgeprune-bundle",
-        "schema_version": 1,
+        "schema_version": 2,
         "name": contents.name,
         "origin": _origin(outcome),
         "plan": contents.plan.to_json(),
@@ -296,11 +296,11 @@ def derived(seen: Measurement, budget: Budget) -> dict[str, Any]:
     at = (budget.confidence, budget.quantile)
     return {
         "ratio": seen.ratio(*at).to_json(),
-        "latency_ms": seen.latency_ms(*at).to_json(),
-        "baseline_ms": seen.reference_ms(*at).to_json(),
+        "latency": seen.latency(*at).to_json(),
+        "baseline_latency": seen.reference_latency(*at).to_json(),
         "sessions": len(seen.sessions),
-        "calls": sum(len(each.candidate.wall_ns) for each in seen.sessions),
-        "baseline_calls": sum(len(each.reference.wall_ns) for each in seen.sessions),
+        "calls": sum(len(each.candidate.elapsed) for each in seen.sessions),
+        "baseline_calls": sum(len(each.reference.elapsed) for each in seen.sessions),
     }
 
 
@@ -345,7 +345,7 @@ def _readme(contents: BundleContents) -> str:
         name=contents.name,
         target=outcome.target,
         source="an emulator" if emulated else "the device",
-        budget=outcome.budget.summary(emulated),
+        budget=outcome.budget.summary(contents.measurement.metric),
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         before=_accuracy(outcome.baseline),
         after=_accuracy(outcome.result),

@@ -33,7 +33,7 @@ from edgeprune.canonical import file_sha256
 from edgeprune.errors import BudgetMissed, BundleError, ConfigError, ParityFailed, ResultError
 from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.outcome import limit_of, unit_of
+from edgeprune.metric import limit_of, unit_of
 from edgeprune.pack import derived, how_to_verify, shipped_runner
 from edgeprune.parity_vectors import worst_excess
 from edgeprune.profile import Profile
@@ -48,7 +48,7 @@ RUNNER_LIMIT_S = 300.0
 
 _MACHINE = "cpu_model"
 _RUNTIME = "onnxruntime"
-_INTERVALS = ("ratio", "latency_ms", "baseline_ms")
+_INTERVALS = ("ratio", "latency", "baseline_latency")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ def _samples(bundle: Bundle) -> Check:
         raise BundleError(f"{MANIFEST} claims {differs} {claim}", why=f"the samples give {again[differs]}")
     if (seen.profile_digest, seen.emulated) != (bundle.manifest.profile_digest, claimed.emulated):
         raise BundleError(f"{MEASUREMENT} was taken with another profile than the manifest names")
-    latency = f"{claimed.latency_ms} {unit_of(claimed.emulated)}"
+    latency = f"{claimed.latency} {unit_of(claimed.metric)}"
     detail = f"ratio {claimed.ratio}, {latency} from {claimed.calls} calls in {claimed.sessions} sessions"
     detail += ", emulated" if claimed.emulated else ""
     if not differs:
@@ -268,7 +268,7 @@ def _promise(bundle: Bundle) -> Check:
     Its intervals were held to the samples before, its sizes to the files.
     """
     said = check_promise(bundle.manifest)
-    summary = said.summary(bundle.manifest.measurement.emulated)
+    summary = said.summary(bundle.manifest.measurement.metric)
     return Check(name="promise", ok=said.met, detail="; ".join([summary, *said.missed]))
 
 
@@ -346,17 +346,17 @@ RULE = "the whole interval would have to lie above"
 def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> Check:
     """Compare with the budget; it is out of reach only if the whole interval is."""
     budget, claimed = budget_of(bundle.manifest), bundle.manifest.measurement
-    now_ms = seen.latency_ms(budget.confidence, budget.quantile)
-    unit, limit = unit_of(seen.emulated), limit_of(str(budget.latency), seen.emulated)
-    absolute = f"{_shown(now_ms)} {unit} now, {claimed.latency_ms} {unit} claimed"
+    now_takes = seen.latency(budget.confidence, budget.quantile)
+    unit, limit = unit_of(seen.metric), limit_of(str(budget.latency), seen.metric)
+    absolute = f"{_shown(now_takes)} {unit} now, {claimed.latency} {unit} claimed"
     if budget.latency.unit == "ms":
-        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {limit}"
+        ok, found = now_takes.low <= budget.latency.value, f"{absolute}; {RULE} {limit}"
     elif reference is not None:
         now = seen.ratio(budget.confidence, budget.quantile)
         ok = now.low <= budget.latency.value
         found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {limit}; {absolute}"
     else:
-        ok = now_ms.low <= claimed.latency_ms.high * (1 + ABSOLUTE_SLACK)
+        ok = now_takes.low <= claimed.latency.high * (1 + ABSOLUTE_SLACK)
         found = (
             f"{absolute}, {ABSOLUTE_SLACK:.0%} slack: weak, because machine speed drifts; --baseline gives the ratio"
         )
