@@ -56,7 +56,7 @@ from edgeprune.search.problem import Problem
 from edgeprune.search.settle import settle
 from edgeprune.search.strategies import make_searcher
 from edgeprune.structure import Structure, build_structure
-from edgeprune.target import Target, open_target
+from edgeprune.target import Packager, Target, open_target
 from edgeprune.trial import Quality, Trial
 from edgeprune.verdict import verdict
 
@@ -620,13 +620,14 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A tuned model on the target: it answers as PyTorch does, and was timed."""
+    """A tuned model on the target: it answers as PyTorch does, was timed, and what its bundle holds for the device."""
 
     artifact: Artifact
     timing: Measurement
     parity_inputs: Mapping[str, np.ndarray[Any, Any]]
     parity_outputs: Mapping[str, np.ndarray[Any, Any]]
     tolerances: tuple[float, float]
+    device: Mapping[str, Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -659,6 +660,7 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
         parity_inputs={"input": images.numpy()},
         parity_outputs={"output": wanted},
         tolerances=tolerances,
+        device=prepared.insist(partial(target.package, engine)) if isinstance(target, Packager) else {},
     )
 
 
@@ -867,6 +869,7 @@ def _deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) 
             parent_sha256=prepared.baseline.sha256,
             versions=outcome.versions,
             preprocessing=_preprocessing(prepared.splits.train),
+            device=proof.checked.device,
         )
         write_bundle(folder, contents=contents)
         archive = pack(folder, folder.with_name(f"{name}.tar"))
