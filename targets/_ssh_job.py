@@ -44,6 +44,7 @@ INPUT_CAP = 1 << 20
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]"
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 _SCRIPT = """main() {{
 printf 'EDGEPRUNE_OUT %s\\n' {nonce}; printf 'EDGEPRUNE_OUT %s\\n' {nonce} >&2
@@ -88,7 +89,8 @@ def job_script(argv: Sequence[str], *, nonce: str, limit_s: float, silence_s: fl
 
 def plain(text: str) -> str:
     """Return `text` without escape sequences and control characters; line ends and tabs stay."""
-    return "".join(each for each in _ESCAPE.sub("", text) if each in "\n\t" or each.isprintable())
+    bare = _CONTROL.sub("", _ESCAPE.sub("", text))
+    return bare if bare.isascii() else "".join(each for each in bare if each in "\n\t" or each.isprintable())
 
 
 @dataclass(frozen=True, kw_only=True)
