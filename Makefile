@@ -21,6 +21,7 @@ deploy: $(INSTALLED)
 
 test: lint
 	sh tests/install-chromium
+	sh tests/install-openssh
 	$(BIN)/python -m pytest
 
 lint: $(EQUIPPED)
