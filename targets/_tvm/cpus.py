@@ -62,7 +62,7 @@ class Cpu:
         )
 
 
-NEON = Registers(count=32, latency=8, weight_cost=1.0, image_cost=0.25)
+NEON = Registers(count=32, latency=8, weight_cost=1.0, image_cost=0.25, by_element=True)
 IN_ORDER = replace(NEON, latency=8, weight_cost=1.5)
 ZMM = Registers(count=32, latency=8, weight_cost=0.5, image_cost=0.1)
 YMM = replace(ZMM, count=16)

@@ -15,7 +15,7 @@ from .cpus import Cpu
 from .program import Kernel
 from .tensorir import s_tir, tvm
 
-VERSION = 1
+VERSION = 2
 """To be raised with every change of what a plan is scheduled to: object code is cached by it."""
 
 UNROLLED_TAPS = 7
@@ -92,7 +92,8 @@ class _Loops:
         schedule.reorder(n, oo, yo, xo, *reduced, yi, xi, oi, lane)
         if self._plan.joined:
             self._join(out, xo)
-            schedule.set_scope(total, 0, "local")
+        if self._by_element(reduced):
+            self._load_registers(total, reduced)
         for loop in (oi, yi, xi, *self._taps(reduced)):
             schedule.unroll(loop)
         schedule.vectorize(lane)
@@ -104,7 +105,22 @@ class _Loops:
         """Return the reduction loops to unroll: neighbouring pixels of a window share what they load."""
         if self._plan.kind == "window":
             return [each for each in reduced if self._extent(each) <= UNROLLED_TAPS]
-        return [each for each in reduced[2:3] if self._extent(each) <= UNROLLED_TAPS]
+        return reduced[-1:] if self._by_element(reduced) else []
+
+    def _by_element(self, reduced: Sequence[Any]) -> bool:
+        """Return whether neighbouring channels of a pixel fill a register whose elements are multiplied by."""
+        contraction, registers = self._plan.kind == "contraction", self._cpu.registers
+        return contraction and registers.by_element and self._extent(reduced[-1]) == self._cpu.lanes
+
+    def _load_registers(self, total: Any, reduced: Sequence[Any]) -> None:
+        """Load the pixels of a tile as registers before their elements are used one by one."""
+        schedule = self.schedule
+        pixels = schedule.cache_read(total, 0, "global")
+        schedule.compute_at(pixels, reduced[-2])
+        *inside, last = schedule.get_loops(pixels)[4 + len(reduced) - 1 :]
+        schedule.vectorize(last)
+        for each in inside:
+            schedule.unroll(each)
 
     def _join(self, out: Any, loop: Any) -> None:
         """Compute the result tile by tile."""

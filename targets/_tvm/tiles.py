@@ -23,12 +23,14 @@ class Registers:
         latency: multiply-adds that must be under way at a time to keep the units busy.
         weight_cost: instructions that one load of weights is worth, cache misses included.
         image_cost: instructions that one element of the image is worth, per tile.
+        by_element: whether multiply-adds take one element of a register, so that pixels lie in registers too.
     """
 
     count: int
     latency: int
     weight_cost: float
     image_cost: float
+    by_element: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,8 @@ def _options(outer: int, rows: int, width: int, registers: Registers, *, padded:
     for blocks in _divisors(outer, registers.count // 2):
         for high in _divisors(rows, 8):
             for pixels in range(1, min(width, registers.count) + 1):
-                fits = blocks * high * pixels + blocks + 1 <= registers.count
-                if fits and (padded or width % pixels == 0):
+                used = (blocks + registers.by_element) * high * pixels + blocks + (not registers.by_element)
+                if used <= registers.count and (padded or width % pixels == 0):
                     yield Tile(blocks=blocks, rows=high, pixels=pixels)
 
 
