@@ -3,6 +3,7 @@
 python -m pytest -m hardware tests/hardware/test_gpu.py -v
 """
 
+import ctypes
 import importlib.util
 import json
 import subprocess
@@ -17,6 +18,11 @@ from edgeprune.target import examine_target
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "python -m pytest -m hardware tests/hardware/test_gpu.py -v"
+
+try:
+    ctypes.CDLL("libcuda.so.1")
+except OSError:
+    pytest.skip(f"no NVIDIA driver; on a machine with a GPU: {COMMAND}", allow_module_level=True)
 
 
 def problems(name: str) -> list[str]:
