@@ -6,6 +6,7 @@
     model.onnx           the pruned, tuned model, without external data
     parity/input_0.npy   samples for every input, and what the model answered: parity/output_0.npy
     runner.py            runs, times and checks the model with onnxruntime and numpy alone
+    device/...           what runs it on the device it was made for, if that is more; device/bin/ holds programs
 
 The digests say that a bundle is whole, not who made it: they are no signature.
 """
@@ -32,6 +33,8 @@ MODEL = "model.onnx"
 MEASUREMENT = "measurement.json"
 RUNNER = "runner.py"
 README = "README.txt"
+DEVICE = "device/"
+"""Folder of what runs on the device; see `edgeprune.target.Packager`."""
 
 MANIFEST_BYTES = 16 << 20
 """A manifest larger than this is refused unread."""
@@ -204,10 +207,14 @@ class Manifest(Facts):
     manifest_sha256: Digest
 
     def file_names(self) -> tuple[str, ...]:
-        """Return the files this bundle must hold beside the manifest, no more and no less, ascending."""
+        """Return the files this bundle must hold beside the manifest, no more and no less, ascending.
+
+        What lies below ``device/`` is up to the target, so it is what is listed.
+        """
         parity = [*map(parity_input, range(len(self.signature.inputs)))]
         parity += map(parity_output, range(len(self.signature.outputs)))
-        return tuple(sorted([README, MEASUREMENT, MODEL, RUNNER, *parity]))
+        device = [each.path for each in self.files if each.path.startswith(DEVICE)]
+        return tuple(sorted([README, MEASUREMENT, MODEL, RUNNER, *parity, *device]))
 
     def to_bytes(self) -> bytes:
         """Return the one spelling of this manifest: canonical JSON and a line feed."""

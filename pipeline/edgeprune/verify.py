@@ -11,6 +11,7 @@ then, and all of it is reported
     promise   what the bundle says of its budget is: met
     parity    on the target, the recorded inputs give the recorded answers
     selftest  so says runner.py as well, in a process of its own
+    device    so says the runner that the bundle holds for its device, on the device
     latency   measured again, the budget is not out of reach
     machine   it is the machine the promise was measured on
 """
@@ -31,7 +32,7 @@ from edgeprune.artifact import Artifact
 from edgeprune.bundle import Bundle, open_bundle
 from edgeprune.canonical import file_sha256
 from edgeprune.errors import BudgetMissed, BundleError, ConfigError, ParityFailed, ResultError
-from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
+from edgeprune.manifest import DEVICE, MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import limit_of, unit_of
 from edgeprune.pack import derived, how_to_verify, shipped_runner
@@ -39,7 +40,7 @@ from edgeprune.parity_vectors import worst_excess
 from edgeprune.profile import Profile
 from edgeprune.signature import input_specs, read_signature
 from edgeprune.statistics import Interval
-from edgeprune.target import Target
+from edgeprune.target import Packager, Target
 
 ABSOLUTE_SLACK = 0.25
 """Share by which an absolute latency may be longer than claimed: machines drift by more than results differ."""
@@ -102,7 +103,7 @@ class VerifyReport:
         return {**facts, "checks": checks, "skipped": list(self.skipped)}
 
 
-_GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed}
+_GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed, "device": ParityFailed}
 
 
 def own_profile(bundle: Path, candidates: Sequence[Profile]) -> Profile:
@@ -139,10 +140,11 @@ def verify(
     Args:
         path: a bundle's folder or archive.
         profile: the profile that the bundle must have been measured with.
-        target: the open device of that profile; None: nothing is run on it.
+        target: the open device of that profile; None: nothing is run on it. One that packages runs the bundle's device
+            runner as well.
         baseline: the unpruned ONNX, ``baseline.onnx`` of the run; without it only absolute latency can be compared.
         remeasure: measure again, if there is a target.
-        trust_runner: run the bundle's runner.py even if this edgeprune does not know it. It can do anything you can.
+        trust_runner: run the bundle's runners even if this edgeprune does not know them. It can do anything you can.
 
     Raises:
         BundleError: if the bundle is not whole, contradicts itself, is of another profile, or has an unknown runner.
@@ -159,6 +161,8 @@ def verify(
         else:
             checks.append(_parity(bundle, target))
         checks.append(_selftest(bundle))
+        if isinstance(target, Packager):
+            checks += _on_the_device(bundle, target, trust_runner)
         if target is not None and remeasure:
             seen = _measured(bundle, target, reference)
             checks += [_latency(bundle, seen, reference), *_machine(bundle.manifest.measurement, seen)]
@@ -295,6 +299,14 @@ def _selftest(bundle: Bundle) -> Check:
     if done.returncode == BundleError.exit_code:
         raise BundleError(f"{RUNNER} refuses the bundle", why=said)
     return Check(name="selftest", ok=done.returncode == 0, detail=said)
+
+
+def _on_the_device(bundle: Bundle, target: Packager, trusted: bool) -> list[Check]:
+    """Run what the bundle holds for its device on the device; a bundle that holds nothing for it has nothing to run."""
+    if not any(each.path.startswith(DEVICE) for each in bundle.manifest.files):
+        return []
+    said = target.selftest(bundle.path, bundle.model, trusted=trusted)
+    return [Check(name="device", ok=said.ok, detail=said.detail)]
 
 
 def _said(output: bytes) -> str:
