@@ -14,6 +14,7 @@ from edgeprune.profile import Profile
 from edgeprune.target import Finding
 
 from . import _nvml  # noqa: TID251 private parts of the adapters
+from ._engine_cache import used  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
 from ._yardstick import Yardstick  # noqa: TID251
 
@@ -48,6 +49,8 @@ def measured(
         Unstable: if the GPU does not cool down, or the sentinel was far slower than before.
     """
     started = time.monotonic()
+    for each in (engine, sampling.reference):
+        used(each.path)
     _cool_down(worker, profile)
     replies: list[Mapping[str, Any]] = []
     sessions: list[Session] = []
@@ -173,13 +176,22 @@ def check_architecture(profile: Profile, hello: Mapping[str, Any]) -> None:
     Raises:
         ProfileError: if it is another.
     """
+    if profile.arch == "any":
+        return
     here = f"sm_{str(hello.get('compute_capability', '')).replace('.', '')}"
-    if profile.arch not in ("any", here):
+    if profile.arch != here:
         raise ProfileError(
             f"profile {profile.name!r} is of a GPU with {profile.arch}",
             why=f"{hello.get('gpu')} is {here}",
             next_step='set option gpu to the right one, or arch to "any"',
         )
+
+
+def refused_profile(error: ProfileError) -> Finding:
+    """Return what `doctor` says of a profile that cannot be used."""
+    why = f"{error.what}: {error.why}" if error.why else error.what
+    mend = error.next_step or "change [options] of the profile"
+    return Finding(subject="profile", severity="problem", found=why, mend=mend)
 
 
 def probed(worker: WatchedWorker, subject: str) -> list[Finding]:

@@ -30,20 +30,18 @@ import numpy as np
 
 from edgeprune.artifact import Artifact
 from edgeprune.canonical import digest
-from edgeprune.errors import CompileError, CorruptArtifact, ProfileError, StorageFull
+from edgeprune.errors import CompileError, CorruptArtifact, ProfileError
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.profile import Profile
 from edgeprune.target import Finding, Target
 
 from . import _gpu, _tensorrt_names, _typed_onnx  # noqa: TID251 private parts of this adapter
+from ._engine_cache import forget_old, kept_in, used, written  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
 from ._yardstick import SLOW_LIMIT, Yardstick  # noqa: TID251
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ENGINES_KEPT = 256
-"""Engines in the cache folder; the ones not used for longest go first."""
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 """Module of a runtime → the package that brings it."""
@@ -106,8 +104,9 @@ class TensorRtLocal:
         model = _typed_onnx.read_graph(graph)
         content = _typed_onnx.typed(model, self._profile.precision, self._calibration()).SerializeToString()
         self.start()
-        typed = _stored(_folder("graphs") / f"{os.getpid()}.onnx", content, graph)
-        engine = _folder("engines") / f"{self._key(typed.sha256)}.engine"
+        path = written(kept_in("tensorrt", "graphs") / f"{os.getpid()}.onnx", content)
+        typed = Artifact.of(path, kind="onnx", inputs=graph.inputs)
+        engine = kept_in("tensorrt", "engines") / f"{self._key(typed.sha256)}.engine"
         if not self._usable(engine, graph):
             self._build(typed, engine, graph.path.name)
             self._load(engine, graph)
@@ -163,11 +162,12 @@ class TensorRtLocal:
         except (CompileError, CorruptArtifact):
             engine.unlink(missing_ok=True)
             return False
-        os.utime(engine)
+        used(engine)
         return True
 
     def _build(self, typed: Artifact, engine: Path, name: str) -> None:
-        cache = _folder("timings") / f"{digest({key: self._worker.hello.get(key) for key in _DECIDING})[:32]}.cache"
+        machine = digest({each: self._worker.hello.get(each) for each in _DECIDING})[:32]
+        cache = kept_in("tensorrt", "timings") / f"{machine}.cache"
         request = {
             "do": "build",
             "model": _gpu.model_of(typed),
@@ -177,7 +177,7 @@ class TensorRtLocal:
         }
         self._worker.ask(request, f"building {name}")
         typed.path.unlink(missing_ok=True)
-        _forget_old(engine.parent)
+        forget_old(engine.parent, "*.engine")
 
     def _load(self, engine: Path, graph: Artifact) -> None:
         built = Artifact.of(engine, kind="tensorrt", inputs=graph.inputs)
@@ -204,39 +204,6 @@ def calibration(path: Path) -> "list[Mapping[str, NDArray[Any]]]":
     if len(lengths) != 1 or 0 in lengths:
         raise ProfileError(f"calibration {path} has arrays of {sorted(lengths)} samples", next_step=advice)
     return [{name: each[at : at + 1] for name, each in arrays.items()} for at in range(lengths.pop())]
-
-
-def _folder(name: str) -> Path:
-    """Return a folder of the user's cache, made if it is missing, that others may not write."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "edgeprune" / "tensorrt" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        advice = "set XDG_CACHE_HOME to a folder you may write"
-        raise ProfileError(f"{folder} cannot be made", why=str(error), next_step=advice) from error
-    return folder
-
-
-def _stored(path: Path, content: bytes, graph: Artifact) -> Artifact:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        advice = f"free some space, or set XDG_CACHE_HOME (engines are kept in {path.parents[1]})"
-        raise StorageFull(f"no room for the typed graph {path}", why=str(error), next_step=advice) from error
-    return Artifact.of(path, kind="onnx", inputs=graph.inputs)
-
-
-def _forget_old(folder: Path) -> None:
-    """Keep the engines used last; another process may be doing the same."""
-    ages = []
-    for each in folder.glob("*.engine"):
-        try:
-            ages.append((each.stat().st_mtime, each))
-        except FileNotFoundError:
-            continue
-    for _, each in sorted(ages)[:-ENGINES_KEPT]:
-        each.unlink(missing_ok=True)
 
 
 def _worker(profile: Profile, options: Mapping[str, Any]) -> WatchedWorker:
@@ -287,7 +254,5 @@ def examine(profile: Profile) -> list[Finding]:
         if options["calibration"]:
             calibration(Path(options["calibration"]))
     except ProfileError as error:
-        mend = error.next_step or "change [options] of the profile"
-        why = f"{error.what}: {error.why}" if error.why else error.what
-        return [Finding(subject="profile", severity="problem", found=why, mend=mend)]
+        return [_gpu.refused_profile(error)]
     return _gpu.probed(_worker(profile, options), "tensorrt")
