@@ -113,6 +113,15 @@ def softplus(x: Any) -> Any:
     return bound(x, lambda v: te.max(v, literal(0)) + log(literal(1) + exp(literal(0) - te.abs(v))))
 
 
+def mish(x: Any) -> Any:
+    """Return x tanh(ln(1 + e^x)), which is x n / (n + 2) with n = e^x (e^x + 2), and x from 20 on."""
+
+    def factor(power: Any) -> Any:
+        return bound(power * (power + literal(2)), lambda n: n / (n + literal(2)))
+
+    return bound(x, lambda v: v * bound(exp(te.min(v, literal(20))), factor))
+
+
 def _alone(function: Callable[[Any], Any]) -> Callable[[Attributes], Element]:
     return lambda _: function
 
@@ -145,7 +154,7 @@ SINGLE: Mapping[str, Callable[[Attributes], Element]] = {
     "Erf": _alone(erf),
     "Softplus": _alone(softplus),
     "Gelu": _gelu,
-    "Mish": _alone(lambda x: bound(x, lambda v: v * tanh(softplus(v)))),
+    "Mish": _alone(mish),
     "Swish": lambda a: lambda x: bound(x, lambda v: v * sigmoid(v * literal(a.get("alpha", 1.0)))),
     "Elu": lambda a: lambda x: bound(x, lambda v: _expm(v, a.get("alpha", 1.0), 1.0)),
     "Celu": lambda a: lambda x: bound(x, lambda v: _expm(v, a.get("alpha", 1.0), a.get("alpha", 1.0))),
@@ -196,6 +205,9 @@ NATIVE: Mapping[str, Callable[[Attributes, Number], Element]] = {
 """Operators computed in the kernel's own precision: attributes, literal → expression of the operands' elements."""
 
 ELEMENTWISE = frozenset(SINGLE) | frozenset(NATIVE) - {"Identity"}
+
+COSTLY = frozenset(SINGLE) - {"Sqrt", "Reciprocal", "Div"}
+"""Operators whose polynomials multiply when they are nested, since TVM writes out what is bound: few in a kernel."""
 
 UNSAFE = {"Div", "Sqrt", "Reciprocal", "Log", "Pow", "Exp"}
 """Operators whose result may not be finite on a lane beyond the last channel."""

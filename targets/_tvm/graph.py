@@ -1,5 +1,6 @@
 """An ONNX model as plain records: nodes in order, constants by name, and the static shape of every value."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ from onnx import numpy_helper, shape_inference
 from edgeprune.errors import CompileError
 
 DOMAINS = ("", "ai.onnx")
+
+SAME_SHAPE = ("GroupNormalization",)
+"""Operators whose result has their input's shape, which ONNX 1.21 cannot infer."""
+
+SMALL = 1024
+"""Constants of up to so many elements may be sizes, which shapes depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +114,33 @@ def read_graph(model: onnx.ModelProto) -> Graph:
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        return shape_inference.infer_shapes(_without_weights(model), strict_mode=True, data_prop=True)
     except (shape_inference.InferenceError, ValueError) as error:
         raise CompileError("the shapes of the graph cannot be inferred", why=str(error).strip()) from error
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its large constants as inputs: inference looks at none, and copies the model twice."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(_inferable(each) for each in model.graph.node)
+    for field in ("input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    known = {each.name for each in model.graph.input}
+    for each in model.graph.initializer:
+        if math.prod(each.dims) <= SMALL:
+            light.graph.initializer.append(each)
+        elif each.name not in known:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+    return light
+
+
+def _inferable(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return the node, or one with a result of the same shape if ONNX cannot infer its own."""
+    if node.op_type not in SAME_SHAPE:
+        return node
+    return onnx.helper.make_node("Identity", node.input[:1], node.output[:1])
 
 
 def _shape(info: onnx.ValueInfoProto) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .elementwise import ELEMENTWISE
+from .elementwise import COSTLY, ELEMENTWISE
 from .graph import Graph, Node
 
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "CastLike", "Cast"})
@@ -10,6 +10,9 @@ VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dr
 
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that an element-wise one joins rather than any other that feeds it."""
+
+MOST_COSTLY = 2
+"""Polynomials in one kernel: each further one makes TVM twenty times slower."""
 
 
 def groups(graph: Graph) -> list[tuple[Node, ...]]:
@@ -62,4 +65,5 @@ class _Grouper:
             and group[0].op not in VIEWS
             and group[-1].outputs[0] == name
             and len(group[0].outputs) == 1
+            and sum(each.op in COSTLY for each in (*group, node)) <= MOST_COSTLY
         )

@@ -53,6 +53,8 @@ class _Pool:
         self.image_size = (*one, *sizes)
         self.before, self.after = ((*(0,) * len(one), *each) for each in (before, after))
         self.whole = bool(node.attributes.get("count_include_pad", 0))
+        if any(0 in self._counted(axis, whole=False) for axis in (0, 1)):
+            raise unsupported(node, "a window lies beyond the image")
 
     def reduced(self, fill: float, reduce: Any) -> Reader:
         """Return each window's reduction at the indices of the output."""
@@ -88,12 +90,12 @@ class _Pool:
 
     def counts(self) -> NDArray[Any]:
         """Return [height, width]: elements each window's mean is taken over."""
-        rows, columns = (self._counted(axis) for axis in (0, 1))
+        rows, columns = (self._counted(axis, whole=self.whole) for axis in (0, 1))
         return np.outer(rows, columns)
 
-    def _counted(self, axis: int) -> Sequence[int]:
+    def _counted(self, axis: int, *, whole: bool) -> Sequence[int]:
         size, before = self.image_size[axis], self.before[axis]
-        first, last = (-before, size + self.after[axis]) if self.whole else (0, size)
+        first, last = (-before, size + self.after[axis]) if whole else (0, size)
         taps = range(0, self.kernel[axis] * self.dilations[axis], self.dilations[axis])
         starts = (place * self.strides[axis] - before for place in range(self.size[axis]))
         return [sum(first <= start + tap < last for tap in taps) for start in starts]

@@ -111,14 +111,15 @@ def model_of(
     outputs: Sequence[str],
     constants: Mapping[str, Any] | None = None,
     opset: int = OPSET,
+    sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> onnx.ModelProto:
-    """Return a model of float32 inputs and outputs, whose shapes are inferred."""
+    """Return a model of float32 inputs and outputs, whose shapes are inferred unless they are given as `sizes`."""
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (sizes or {}).get(name)) for name in outputs]
     arrays = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
     graph = helper.make_graph(list(nodes), "net", ports, ends, arrays)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    return model if sizes else onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
