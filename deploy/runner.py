@@ -30,14 +30,23 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+VERSION = "0.1.0"
+"""Of the edgeprune this runner belongs to; it speaks as its command line does."""
+
 WRONG_ANSWER, WRONG_REQUEST, DAMAGED, BUG = 1, 2, 4, 70
+KINDS = {
+    WRONG_ANSWER: ("ParityFailed", "result"),
+    WRONG_REQUEST: ("UserError", "user"),
+    DAMAGED: ("BundleError", "artifact"),
+    BUG: ("EdgepruneError", "bug"),
+}
+"""Kind and blame of every exit code, in the words of edgeprune's errors."""
+
 WARM_UP_CALLS, WARM_UP_S = 5, 0.25
 CLEAN_CALLS_NEEDED = 20
 ROWS_SHOWN = 8
-ABSOLUTE = (
-    "absolute milliseconds of this machine under its load of now; they drift by several per cent. "
-    "For a ratio you can rely on: edgeprune measure this.onnx other.onnx"
-)
+ABSOLUTE = "absolute milliseconds of this machine under its load of now; they drift by several per cent"
+RELATIVE = "for a ratio you can rely on: edgeprune measure this.onnx other.onnx"
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _PATH = re.compile(_SEGMENT + "(?:/" + _SEGMENT + "){0,4}")
 
@@ -45,9 +54,24 @@ _PATH = re.compile(_SEGMENT + "(?:/" + _SEGMENT + "){0,4}")
 class RunnerError(Exception):
     """Why this runner stops, and with which exit code."""
 
-    def __init__(self, code: int, what: str, next_step: str = "") -> None:
-        super().__init__(what + ("\n  next: " + next_step if next_step else ""))
+    def __init__(self, code: int, what: str, next_step: str = "", why: str = "") -> None:
+        super().__init__(_told(what, why, next_step))
         self.code = code
+        self.diagnostic = _diagnostic(*KINDS[code], what, next_step, why)
+
+
+def _told(what: str, why: str, next_step: str) -> str:
+    text = what + (": " + why if why else "")
+    return text + ("\n  next: " + next_step if next_step else "")
+
+
+def _diagnostic(kind: str, blame: str, what: str, next_step: str = "", why: str = "") -> dict[str, str]:
+    return {"kind": kind, "blame": blame, "what": what, "why": why, "next": next_step}
+
+
+def _warning(what: str, next_step: str) -> dict[str, str]:
+    """Return a diagnostic of something that stops nothing, nobody to blame."""
+    return _diagnostic("Warning", "", what, next_step)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,21 +82,33 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--output goes with --input")
     verb, command = _verb(request)
     try:
-        report, status, problem = verb(request), 0, ""
+        report = verb(request)
     except RunnerError as error:
-        report, status, problem = {}, error.code, str(error)
+        return _failed(command, error, as_json=request.json)
     except Exception:  # noqa: BLE001 - without this the interpreter would exit 1, which means a wrong answer
-        report, status, problem = {}, BUG, traceback.format_exc()
+        return _failed(command, RunnerError(BUG, "runner.py has a bug", why=traceback.format_exc()), request.json)
+    notes = report.pop("diagnostics", [])
     if request.json:
-        diagnostics = [problem] if problem else report.pop("diagnostics", [])
-        print(
-            json.dumps({"version": 1, "command": command, "status": status, "data": report, "diagnostics": diagnostics})
-        )
-    elif problem:
-        print(problem, file=sys.stderr)
+        _envelope(command, "ok", report, notes)
     else:
         print(_sentence(command, report))
-    return status
+        for each in notes:
+            print(_told(each["what"], each["why"], each["next"]), file=sys.stderr)
+    return 0
+
+
+def _failed(command: str, error: RunnerError, as_json: bool) -> int:
+    if as_json:
+        _envelope(command, "error", None, [error.diagnostic])
+    else:
+        print(error, file=sys.stderr)
+    return error.code
+
+
+def _envelope(command: str, status: str, data: dict[str, Any] | None, diagnostics: list[dict[str, str]]) -> None:
+    """Print the one JSON object, with the keys that every command of edgeprune gives it."""
+    value = {"version": VERSION, "command": command, "status": status, "data": data, "diagnostics": diagnostics}
+    print(json.dumps(value))
 
 
 def _piped() -> int:
@@ -120,8 +156,7 @@ def _sentence(command: str, report: dict[str, Any]) -> str:
     if command == "bench":
         return (
             "{p50_ms:.3f} ms median ({p5_ms:.3f} to {p95_ms:.3f}, 5 to 95 % of {clean_calls} {counted}), "
-            "{calls} calls, {threads} thread(s), onnxruntime {onnxruntime}\n".format(**report)
-            + ABSOLUTE
+            "{calls} calls, {threads} thread(s), onnxruntime {onnxruntime}".format(**report)
         )
     if command == "selftest":
         return "{name}: {files} files whole, {samples} recorded samples answered within tolerance".format(**report)
@@ -152,7 +187,24 @@ def run(request: argparse.Namespace) -> dict[str, Any]:
     if output is None:  # no file takes the answers, so the report does
         for name, each in answers.items():
             outputs[name]["values"] = _plain(each.tolist())
-    return {"outputs": outputs, "output": str(output) if output else None}
+    report = {"outputs": outputs, "output": str(output) if output else None}
+    return dict(report, diagnostics=[_strange(name, each) for name, each in answers.items() if _strangers(each)])
+
+
+def _strangers(array: Array) -> list[int]:
+    """Return the first of the rows that hold NaN or infinity."""
+    numpy = _numpy()
+
+    if array.dtype.kind not in "fc":
+        return []
+    rows = numpy.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return numpy.flatnonzero(~rows)[:ROWS_SHOWN].tolist()  # type: ignore[no-any-return]
+
+
+def _strange(name: str, answer: Array) -> dict[str, str]:
+    """Return the warning about an answer that is no number: the model's own doing, for its input was finite."""
+    what = f"output {name!r} holds NaN or infinity, first in row {_strangers(answer)[0]}"
+    return _warning(what, "scale the input as README.txt says; a model overflows on what it never saw")
 
 
 def _plain(value: Any) -> Any:
@@ -186,7 +238,7 @@ def bench(request: argparse.Namespace) -> dict[str, Any]:
         "counted": "calls that were never preempted" if enough else "calls, preempted ones among them",
         "threads": threads,
         "onnxruntime": _onnxruntime().__version__,
-        "diagnostics": [ABSOLUTE],
+        "diagnostics": [_warning(ABSOLUTE, RELATIVE)],
     }
 
 
@@ -356,12 +408,15 @@ def _threads(manifest: dict[str, Any]) -> int:
 
 
 def _array(stream: Any, name: str, blame: int) -> Array:
-    """Return the array of a .npy stream; nothing is ever unpickled."""
+    """Return the array of a .npy stream in this machine's byte order, row by row; nothing is ever unpickled."""
+    numpy = _numpy()
+
     try:
-        value: Array = _numpy().lib.format.read_array(stream, allow_pickle=False)
+        value: Array = numpy.lib.format.read_array(stream, allow_pickle=False)
+        # onnxruntime looks at the kind of number only, and would read swapped bytes as they lie there
+        return numpy.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")  # type: ignore[no-any-return]
     except (ValueError, EOFError, MemoryError, OSError) as error:
         raise RunnerError(blame, f"{name} is not a plain .npy file: {error}", "numpy.save(name, array)") from error
-    return value
 
 
 def _given(files: list[str], manifest: dict[str, Any]) -> dict[str, Array]:
@@ -396,9 +451,8 @@ def _load(path: Path) -> Array:
 def _check(tensor: dict[str, Any], array: Array) -> None:
     shape, wanted = array.shape, tensor["shape"]
     shown = "({})".format(", ".join(["N", *map(str, wanted[1:])]))
-    fixed = all(not isinstance(wanted[k], int) or wanted[k] == shape[k] for k in range(1, min(len(wanted), len(shape))))
-    if len(shape) != len(wanted) or not fixed or shape[0] == 0:
-        hint = "add the batch axis: x[None]" if len(shape) == len(wanted) - 1 else "give it that shape"
+    if not _fits(shape, wanted):
+        hint = _reshaping(shape, wanted) or "give it that shape"
         raise RunnerError(WRONG_REQUEST, "input {!r} is {}, {} is wanted".format(tensor["name"], shape, shown), hint)
     if array.dtype.name != tensor["dtype"]:
         raise RunnerError(
@@ -406,6 +460,27 @@ def _check(tensor: dict[str, Any], array: Array) -> None:
             "input {!r} is {}, {} is wanted".format(tensor["name"], array.dtype.name, tensor["dtype"]),
             "x.astype({!r})".format(tensor["dtype"]),
         )
+    if strange := _strangers(array):
+        what = "input {!r} holds NaN or infinity, first in row {}".format(tensor["name"], strange[0])
+        raise RunnerError(WRONG_REQUEST, what, "give finite numbers; numpy.isfinite(x) finds the others")
+
+
+def _reshaping(shape: tuple[int, ...], wanted: list[Any]) -> str:
+    """Return the expression that makes x fit, empty if none of the usual ones does."""
+    if _fits((1, *shape), wanted):
+        return "add the batch axis: x[None]"
+    if len(shape) == 4 and _fits((shape[0], shape[3], *shape[1:3]), wanted):
+        return "channels come before rows: x.transpose(0, 3, 1, 2)"
+    if len(shape) == 3 and _fits((1, shape[2], *shape[:2]), wanted):
+        return "add the batch axis, channels come before rows: x[None].transpose(0, 3, 1, 2)"
+    return ""
+
+
+def _fits(shape: tuple[int, ...], wanted: list[Any]) -> bool:
+    """Return whether there is at least one row and every other axis that is known is as wanted."""
+    if len(shape) != len(wanted) or shape[0] == 0:
+        return False
+    return all(not isinstance(wanted[k], int) or wanted[k] == shape[k] for k in range(1, len(shape)))
 
 
 def _calls(given: dict[str, Array], manifest: dict[str, Any]) -> list[dict[str, Array]]:

@@ -1,7 +1,7 @@
 """The process that holds the ONNX Runtime sessions of `edgeprune.targets.onnxruntime_cpu`: pinned, quiet, disposable.
 
     parent ── request frame ──▶ stdin   load · time · layers · run
-    parent ◀── reply frame ──── stdout  {"ok": ...} or {"refused": why, "kind": "compile" | "corrupt"}
+    parent ◀── reply frame ──── stdout  {"ok": ...} or {"refused": why, "kind": "compile" | "corrupt" | "machine"}
 
 It ends when its input ends, when its parent dies, and when a request overruns its time. Only numpy, onnxruntime and
 the standard library are loaded, so that nothing else runs threads or touches the caches of the pinned CPU.
@@ -74,6 +74,9 @@ _REFUSALS: tuple[type[Exception], ...] = (
 )
 """ONNX Runtime's exceptions share no base class of their own."""
 
+_SHORTAGES = ("failed to allocate", "bad_alloc", "out of memory", "cannot allocate memory", "pthread_create")
+"""What ONNX Runtime and the C++ library say when the machine has no memory or threads left."""
+
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
 _DROP_SUFFIX = "_kernel_time"
 _PR_SET_PDEATHSIG = 1
@@ -89,6 +92,12 @@ class RefusedError(Exception):
     def __init__(self, why: str, kind: str = "compile") -> None:
         super().__init__(why)
         self.kind = kind
+
+
+def lacking(error: Exception) -> bool:
+    """Return whether the machine failed the model, not the model the machine: no reason to think ill of a candidate."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(each in said for each in _SHORTAGES)
 
 
 class Engine:
@@ -265,7 +274,8 @@ class Worker:
         except RefusedError as error:
             return _frames.encode({"refused": str(error), "kind": error.kind})
         except _REFUSALS as error:
-            return _frames.encode({"refused": (str(error) or type(error).__name__).splitlines()[0], "kind": "compile"})
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            return _frames.encode({"refused": why, "kind": "machine" if lacking(error) else "compile"})
 
     def load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model, run it once, and return the names of its outputs."""

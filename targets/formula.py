@@ -11,7 +11,8 @@
     drop_out = 0.0          # probability that a measurement loses the device
     lose_at = [3, 7]        # 0-based measurements of a connection, failed ones counted, that lose it
 
-    latency = Σ over Conv, Gemm, MatMul of overhead_ns + MACs(in and out rounded up to block) / macs_per_ns
+    latency = Σ over Conv, Gemm, MatMul, LSTM, GRU, RNN
+              of overhead_ns + MACs(in and out rounded up to block) / macs_per_ns
 
 A sample depends on the seed, the options, the two engines, the seed of the sampling and the session, and on nothing
 else: not on time, and not on what was measured before.
@@ -177,7 +178,7 @@ def _samples(nanoseconds: float, draw: Callable[[], float]) -> Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one Conv, Gemm or MatMul node does.
+    """What one convolution, matrix product or recurrent node does.
 
     Attributes:
         name: of the node.
@@ -208,17 +209,19 @@ def _work(graph: Artifact) -> list[Work]:
         return [_layer(number, node, shapes) for number, node in enumerate(model.graph.node) if node.op_type in _LAYERS]
     except (DecodeError, onnx.shape_inference.InferenceError, RuntimeError, ValueError, LookupError, OSError) as error:
         raise CompileError(
-            f"the formula cannot read {graph.path.name}", why=(str(error) or type(error).__name__).splitlines()[0]
+            f"the formula cannot read {graph.path.name}",
+            why=(str(error) or type(error).__name__).splitlines()[0],
+            next_step="export the graph again, all of it in one file",
         ) from error
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Return tensor name → shape, inferred from a copy without weights."""
+    """Return tensor name → shape, inferred from a copy without weights; sizes computed from shapes are followed."""
     if not model.graph.output:
         raise ValueError("no graph was found in the file")
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     light.graph.CopyFrom(_weightless(model.graph))
-    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
+    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {each.name: tuple(size.dim_value for size in each.type.tensor_type.shape.dim) for each in values}
     return {each.name: tuple(each.dims) for each in model.graph.initializer} | shapes
@@ -241,9 +244,13 @@ def _weightless(graph: onnx.GraphProto) -> onnx.GraphProto:
 
 def _layer(number: int, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Work:
     name = node.name or f"{node.op_type}_{number}"
-    known = [shapes.get(each, ()) for each in (node.input[0], node.input[1], node.output[0])]
+    known = [shapes.get(each, ()) for each in (node.input[0], node.input[1], node.output[0] or node.input[0])]
     if any(not shape or 0 in shape for shape in known):
-        raise ValueError(f"node {name} has no static shape")
+        raise CompileError(
+            f"the formula cannot tell the cost of node {name}",
+            why="it has no static shape",
+            next_step="let no size depend on values, or choose a target that measures, e.g. host",
+        )
     return _LAYERS[node.op_type](name, node, *known)
 
 
@@ -262,7 +269,22 @@ def _matmul(name: str, _node: onnx.NodeProto, x: Shape, _: Shape, y: Shape) -> W
     return Work(name=name, in_channels=x[-1], out_channels=y[-1], pairs=math.prod(y[:-1]))
 
 
-_LAYERS: dict[str, Callable[..., Work]] = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}
+def _recurrent(name: str, node: onnx.NodeProto, x: Shape, w: Shape, _: Shape) -> Work:
+    """Every step of every sequence multiplies the weights of all gates, in every direction, with input and state."""
+    directions, rows, inputs = w
+    state = rows // _GATES[node.op_type]
+    return Work(name=name, in_channels=inputs + state, out_channels=directions * rows, pairs=x[0] * x[1])
+
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+_LAYERS: dict[str, Callable[..., Work]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    **dict.fromkeys(_GATES, _recurrent),
+}
 
 
 def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:

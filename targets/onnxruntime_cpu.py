@@ -218,6 +218,13 @@ class OnnxRuntimeCpu:
         except BaseException:  # an interrupted exchange leaves half a frame behind
             self.close()
             raise
+        if message.get("kind") == "machine":
+            self.close()  # what it holds is given back; the next call starts another
+            raise DeviceLost(
+                f"the machine ran short while {doing}",
+                why=str(message["refused"]),
+                next_step="end what else uses its memory, then run the command again",
+            )
         if "refused" in message:
             kind = CorruptArtifact if message.get("kind") == "corrupt" else CompileError
             raise kind(f"ONNX Runtime refused: {doing}", why=str(message["refused"]))

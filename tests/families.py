@@ -567,6 +567,55 @@ class Conv1d(nn.Module):
         return self.last(self.hidden(F.relu(x + self.inner(x)).mean(2)))
 
 
+# -- recurrent, attention ----------------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """A CRNN: convolutions read the image, a recurrent layer its columns."""
+
+    def __init__(self, cell: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv_bn(3, 16, stride=2), conv_bn(16, 16, stride=2))
+        self.cell = cell(16 * 4, 8, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = self.features(x).permute(0, 3, 1, 2).flatten(2)
+        return self.head(self.cell(columns)[0][:, -1])
+
+
+class AttentionBlock(nn.Module):
+    """Dosovitskiy et al. 2020: attention and a two-layer perceptron, normalised first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """A convolutional stem, patches, a class token, learned positions and one embedding, one block."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.patch = conv_bn(3, 16), nn.Conv2d(16, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Embedding(17, width)
+        self.register_buffer("places", torch.arange(17), persistent=False)
+        self.block, self.norm, self.head = AttentionBlock(width), nn.LayerNorm(width), nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(self.stem(x)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions(self.places)
+        return self.head(self.norm(self.block(x))[:, 0])
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": ResNet,
     "option_a": OptionAResNet,
@@ -592,6 +641,8 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "same_padding": SamePadding,
     "pooled_branch": PooledBranch,
     "conv1d": Conv1d,
+    "recurrent": Recurrent,
+    "vit": VisionTransformer,
 }
 
 

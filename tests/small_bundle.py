@@ -13,15 +13,18 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeprune.budget import Budget, Latency
 from edgeprune.canonical import file_sha256
 from edgeprune.measurement import Calls, Measurement, Session
-from edgeprune.outcome import BudgetVerdict, ModelFacts, Outcome, WidthChange
+from edgeprune.outcome import ModelFacts, Outcome, WidthChange
 from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
+from edgeprune.verdict import verdict
 
 PROFILE = Profile(name="bench", adapter="onnxruntime_cpu", address="board-7", options={"threads": 1})
 WEIGHT = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
 INPUTS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32)
 OUTPUTS = INPUTS @ WEIGHT
+SIZE = 123
+"""Bytes of the model that `write_model` writes unless told otherwise."""
 
 
 def write_model(path: Path, *, weight: np.ndarray = WEIGHT, batch: int | str = 1) -> Path:
@@ -71,8 +74,11 @@ def _calls(nanoseconds: int) -> Calls:
     return Calls(wall_ns=(nanoseconds,) * 30, cpu_ns=(nanoseconds,) * 30, preempted=(0,) * 30)
 
 
-def outcome(seen: Measurement, *, met: bool = True) -> Outcome:
-    """Return what a deploy that ended with `seen` would say, machine paths included."""
+HALF = Budget(latency=Latency.parse("0.5x"))
+
+
+def outcome(seen: Measurement, *, budget: Budget = HALF, size_bytes: int = SIZE) -> Outcome:
+    """Return what a deploy for this budget that ended with `seen` would say, machine paths included."""
     accuracy = {"baseline": 0.9, "tuned": 0.89}
     before = ModelFacts(
         accuracy=0.91,
@@ -85,7 +91,13 @@ def outcome(seen: Measurement, *, met: bool = True) -> Outcome:
         size_bytes=300,
     )
     after = replace(
-        before, accuracy=0.9, latency_ms=seen.latency_ms(), ratio=seen.ratio(), parameters=6, macs=6, size_bytes=200
+        before,
+        accuracy=0.9,
+        latency_ms=seen.latency_ms(),
+        ratio=seen.ratio(),
+        parameters=6,
+        macs=6,
+        size_bytes=size_bytes,
     )
     return Outcome(
         model="/home/somebody/models/net.pt2",
@@ -96,7 +108,7 @@ def outcome(seen: Measurement, *, met: bool = True) -> Outcome:
         seed=0,
         baseline=before,
         result=after,
-        budget=BudgetVerdict(requested="0.5x", limit_ratio=0.5, met=met, used=0.8, missed=() if met else ("latency",)),
+        budget=verdict(budget, budget.limit_ratio(seen.reference_ms().high), after, before.accuracy),
         measurements=40,
         trials=50,
         widths=(WidthChange(group="conv", before=16, after=8),),
@@ -106,14 +118,15 @@ def outcome(seen: Measurement, *, met: bool = True) -> Outcome:
 
 def contents(model: Path, **changes: Any) -> BundleContents:
     """Return the contents of a small bundle around the model that `write_model` wrote."""
-    seen = changes.get("measurement", measurement())
+    seen, budget = changes.get("measurement", measurement()), changes.get("budget", HALF)
+    size_bytes = model.stat().st_size if model.is_file() else SIZE
     base = BundleContents(
         name="small",
         model=model,
         plan=Plan(kept={"conv": tuple(range(8))}),
         profile=PROFILE,
-        budget=Budget(latency=Latency.parse("0.5x")),
-        outcome=outcome(seen),
+        budget=budget,
+        outcome=outcome(seen, budget=budget, size_bytes=size_bytes),
         measurement=seen,
         parity_inputs={"x": INPUTS},
         parity_outputs={"y": OUTPUTS},

@@ -1,7 +1,9 @@
 """The archive has one spelling; whatever else is offered is refused, and nothing leaves the folder."""
 
 import io
+import os
 import shutil
+import stat
 import subprocess
 import tarfile
 from contextlib import suppress
@@ -89,6 +91,20 @@ def test_pythons_tarfile_reads_the_same_from_a_header() -> None:
     info = tarfile.TarInfo.frombuf(header("top/model.onnx", 12345), "ascii", "strict")
     assert (info.name, info.size, info.mtime, info.mode) == ("top/model.onnx", 12345, 315532800, 0o644)
     assert (info.type, info.uid, info.gid, info.uname, info.linkname) == (tarfile.REGTYPE, 0, 0, "", "")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_of_what_is_unpacked_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
+    """Folders as well, however deep, so that what was unpacked is not refused as writable by anybody."""
+    archive = written(tmp_path, {"a/b/c": b"", "a/d": b"", "e": b""})
+    folder = tmp_path / "out"
+    before = os.umask(umask)
+    try:
+        unpacked(archive, folder)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_dir()} == {0o755}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {0o644}
 
 
 def test_the_bytes_do_not_depend_on_the_order_or_the_times_of_the_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -32,6 +33,7 @@ from small_bundle import (
     write_two_port_model,
 )
 
+from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import check_bundle, open_bundle
 from edgeprune.canonical import canonical_json, digest
 from edgeprune.errors import BundleError, ConfigError, StorageFull
@@ -99,6 +101,30 @@ def test_a_bundle_names_no_place_on_the_machine_that_made_it(bundle: Path, tmp_p
         for secret in ("/home", "somebody", "board-7", str(tmp_path)):
             assert secret not in text
     assert check_bundle(bundle).manifest.origin.model == "net.pt2"
+
+
+def test_the_read_me_says_how_sure_the_accuracy_is_and_what_is_missed(bundle: Path, tmp_path: Path) -> None:
+    """Ninety of a hundred images say little; both intervals are Wilson's."""
+    text = (bundle / "README.txt").read_text()
+    assert "accuracy        91.00% [83.77%, 95.19%] before, 90.00% [82.56%, 94.48%] after\n" in text
+    assert "on 100 test images; 95% interval" in text
+    assert "budget          0.5x: met, 80.0 % used\n" in text
+    strict = Budget(latency=Latency.parse("0.5x"), max_accuracy_drop=0.001)
+    (tmp_path / "strict").mkdir()
+    missed = (write_small_bundle(tmp_path / "strict", budget=strict) / "README.txt").read_text()
+    assert "budget          0.5x: accuracy MISSED, latency met, 80.0 % used\n" in missed
+
+
+def test_a_run_in_place_of_a_bundle_names_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    """And any other folder says what to give."""
+    for name, hint in (("small.run", f"its bundle is {bundle}"), ("other", "the .tar that deploy wrote")):
+        (tmp_path / name).mkdir()
+        with (
+            pytest.raises(BundleError, match=re.escape("holds no manifest.json")) as caught,
+            open_bundle(tmp_path / name),
+        ):
+            pass
+        assert hint in caught.value.next_step
 
 
 def test_several_inputs_and_outputs_are_recorded_by_name(tmp_path: Path) -> None:
@@ -255,6 +281,9 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str) -> No
         lambda value: value["budget"].update(met=1),
         lambda value: value["result"].update(accuracy="0.9"),
         lambda value: value["result"].update(accuracy=1),
+        lambda value: value["result"].update(accuracy=1.5),
+        lambda value: value["budget"]["latency"].update(value=0.0),
+        lambda value: value["budget"]["latency"].update(value=-0.5),
         lambda value: value["parity"].update(samples=4.0),
         lambda value: value["parity"].update(samples=10**6),
         lambda value: value["plan"].update(conv=[1]),
@@ -312,6 +341,17 @@ def test_an_archive_of_a_bundle_under_another_name_is_refused(tmp_path: Path) ->
             pass
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_an_archive_opens_under_any_umask(umask: int) -> None:
+    with laid_out() as folder:
+        before = os.umask(umask)
+        try:
+            with open_bundle(folder / "small.tar") as opened:
+                assert opened.manifest.name == "small"
+        finally:
+            os.umask(before)
+
+
 def test_an_archive_is_unpacked_only_while_it_is_open(tmp_path: Path) -> None:
     with laid_out() as folder, open_bundle(folder / "small.tar") as opened:
         place = opened.path
@@ -339,6 +379,8 @@ def broken(tmp_path: Path, message: str, **changes: Any) -> None:
 def test_contents_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     broken(tmp_path, "another profile", profile=Profile(name="other", adapter="onnxruntime_cpu"))
     broken(tmp_path, "claims a ratio", outcome=outcome(measurement(ratio=0.3)))
+    broken(tmp_path, "says", outcome=outcome(measurement(), size_bytes=1))
+    broken(tmp_path, "says", budget=Budget(latency=Latency.parse("0.3x")), outcome=outcome(measurement()))
     broken(tmp_path, "name", name="up/../and/away")
     broken(tmp_path, "parent_sha256", parent_sha256="unknown")
     broken(tmp_path, "not JSON", measurement=measurement(conditions={"load": float("nan")}))

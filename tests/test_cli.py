@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -11,19 +12,21 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_bundle
 import tiny_project
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeprune import __version__
+from edgeprune import __version__, cli
 from edgeprune.canonical import file_sha256
 from edgeprune.cli import main
+from edgeprune.profile import load_profile
 from edgeprune.run_lock import RunLock
 
 QUICK = (("steps = 12", "steps = 0"), ("trials = 6", "trials = 2"))
@@ -235,7 +238,8 @@ def test_a_wrong_command_line_is_exit_code_2(edgeprune: Command, tmp_path: Path,
     assert "--help" in diagnostic["next"]
     plain = edgeprune(tmp_path, *arguments)
     assert (plain.code, plain.out) == (2, "")
-    assert diagnostic["what"].partition(" (")[0] in plain.err.replace("\n", " ")
+    who = "edgeprune" if arguments[0] == "nope" else f"edgeprune {arguments[0]}"
+    assert plain.err == f"{who}: {diagnostic['what']}\n  next: {diagnostic['next']}\n"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +249,7 @@ def test_a_wrong_command_line_is_exit_code_2(edgeprune: Command, tmp_path: Path,
         (["deploy", "--set", "search.trails=3"], "ConfigError", "search.trials"),
         (["deploy", "--set", "search.trials=abc"], "ConfigError", "search.trials is 'abc'"),
         (["deploy", "--set", "search.strategy=bogus"], "ConfigError", "given as a flag"),
+        (["deploy", "--set", "serach.trials=5"], "ConfigError", "given as a flag"),
         (["deploy", "--set", "search.seed=xyz"], "ConfigError", "search.seed"),
         (["deploy", "--set", "budget.latency=rubbish"], "ConfigError", "budget.latency"),
         (["deploy", "--set", "model.input_shape=[1, 2]"], "ConfigError", "[1, 3, 224, 224]"),
@@ -348,7 +353,7 @@ def test_a_budget_nothing_meets_is_exit_code_1(edgeprune: Command, project: Path
     bundle = bundle_of(project)
     before = tree(bundle)
     diagnostic = deploy(edgeprune, project, "--budget", "0.01x").refusal("NothingFits", 1)
-    assert "the narrowest takes 0.0" in diagnostic["what"]
+    assert "the narrowest plan takes 0.0" in diagnostic["what"]
     assert "ask for at least 0.0" in diagnostic["next"]
     assert tree(bundle) == before
 
@@ -451,6 +456,57 @@ def test_another_profile_is_refused(edgeprune: Command, project: Path) -> None:
     assert "options" in diagnostic["why"]
 
 
+def formula_bundle(folder: Path) -> Path:
+    """Write a small bundle that says it was made for the shipped formula."""
+    formula = load_profile("formula")
+    seen = small_bundle.measurement(profile_digest=formula.digest, emulated=True, metric="formula_ns", conditions={})
+    return small_bundle.write_small_bundle(folder, profile=formula, measurement=seen)
+
+
+def test_a_bundle_is_verified_with_the_profile_it_names(edgeprune: Command, tmp_path: Path) -> None:
+    """No --target is needed, and what no clock gave is said not to be measured."""
+    bundle = formula_bundle(tmp_path)
+    said = edgeprune(tmp_path, "verify", bundle)
+    assert said.code == 0, said.err + said.out
+    assert "NOT MEASURED" in said.out
+    assert "profile: formula" in said.out
+    assert not re.search(r"\bms\b", said.out)
+
+
+def test_a_target_that_is_named_is_insisted_on_and_the_way_out_is_a_command(edgeprune: Command, tmp_path: Path) -> None:
+    """The profile of another machine is caught; the printed command then works."""
+    bundle = formula_bundle(tmp_path)
+    diagnostic = edgeprune(tmp_path, "verify", bundle, "--target", "host", "--json").refusal("BundleError", 4)
+    assert diagnostic["next"] == f"edgeprune verify {bundle} --target formula"
+    assert edgeprune(tmp_path, *diagnostic["next"].split()[1:]).code == 0
+
+
+def test_a_profile_of_a_configuration_is_found_where_that_lies_and_asked_for_elsewhere(
+    edgeprune: Command, project: Path, tmp_path: Path
+) -> None:
+    """As deploy finds its edgeprune.toml; a broken one that merely lies there is passed over unless it was named."""
+    bundle = bundle_of(project)
+    assert edgeprune(project, "verify", bundle, "--json").code == 0
+    assert edgeprune(tmp_path, "verify", bundle, "-c", project / "edgeprune.toml", "--json").code == 0
+    diagnostic = edgeprune(tmp_path, "verify", bundle, "--json").refusal("BundleError", 4)
+    assert "profile 'toy', which is not known here" in diagnostic["what"]
+    assert diagnostic["next"].endswith(f"edgeprune verify {bundle} --target toy --config edgeprune.toml")
+    (project / "edgeprune.toml").write_text("[nonsense]")
+    edgeprune(project, "verify", bundle, "--json").refusal("BundleError", 4)
+    edgeprune(project, "verify", bundle, "-c", "edgeprune.toml", "--json").refusal("ConfigError", 2)
+
+
+def test_the_command_in_a_bundles_read_me_works(edgeprune: Command, project: Path, tmp_path: Path) -> None:
+    """Inside the bundle: as it stands for a shipped profile, beside its configuration for another."""
+    for bundle, more in ((formula_bundle(tmp_path), ""), (bundle_of(project), " --config edgeprune.toml")):
+        (line,) = [
+            each.strip() for each in (bundle / "README.txt").read_text().splitlines() if "edgeprune verify" in each
+        ]
+        assert line.endswith(more)
+        given = line.replace("edgeprune.toml", str(project / "edgeprune.toml"))
+        assert edgeprune(bundle, *given.split()[1:]).code == 0
+
+
 def test_a_baseline_beside_the_bundle_is_used_only_if_it_is_the_parent(edgeprune: Command, project: Path) -> None:
     """Another graph that happens to lie there is passed over; named by the user it is refused."""
     bundle, other = bundle_of(project), run_of(project) / "baseline.onnx"
@@ -516,8 +572,10 @@ def test_a_disk_that_fills_up_under_the_bundle_leaves_the_earlier_one(edgeprune:
 # -- stopping and bugs -----------------------------------------------------------------------------------------------
 
 
-def interrupted_when(folder: Path, reached: Callable[[], bool]) -> Said:
-    with subprocess.Popen(command(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def interrupted_when(folder: Path, reached: Callable[[], bool], *more: str) -> Said:
+    with subprocess.Popen(
+        [*command(), *more], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not reached():
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
@@ -533,6 +591,14 @@ def trials_in(folder: Path) -> int:
         return 0
 
 
+def test_a_doubtful_final_timing_is_said_beside_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that throttled while it was timed: met, perhaps."""
+    outcome = replace(small_bundle.outcome(small_bundle.measurement()), flags=("machine slow",), bundle="dist/small")
+    cli._print_outcome(outcome.to_json())
+    said = capsys.readouterr().out
+    assert "doubtful: machine slow; measure again with edgeprune verify dist/small" in said
+
+
 @pytest.mark.parametrize("when", ["searching", "fine-tuning"])
 def test_one_ctrl_c_finishes_the_step_and_says_how_to_continue(edgeprune: Command, tmp_path: Path, when: str) -> None:
     """Exit code 5, the line that resumes, one envelope; and that line then ends the deploy."""
@@ -543,8 +609,9 @@ def test_one_ctrl_c_finishes_the_step_and_says_how_to_continue(edgeprune: Comman
         "searching": lambda: trials_in(tmp_path) >= 2,
         "fine-tuning": lambda: any(tmp_path.glob("dist/*.run/finetune-*")),
     }
-    diagnostic = interrupted_when(tmp_path, reached[when]).refusal("Interrupted", 5)
+    diagnostic = interrupted_when(tmp_path, reached[when], "--fresh").refusal("Interrupted", 5)
     assert "edgeprune deploy --target toy --json --quiet" in diagnostic["next"]
+    assert "--fresh" not in diagnostic["next"].replace("without --fresh", "")  # it would delete what is to be continued
     made = trials_in(tmp_path)
     assert 2 <= made < 40 if when == "searching" else made == 40
     if when == "searching":

@@ -115,8 +115,9 @@ def test_a_missing_file_is_the_users_turn(tmp_path: Path) -> None:
 def test_a_file_that_is_no_onnx_is_corrupt(tmp_path: Path, content: bytes | None) -> None:
     whole = convnet(tmp_path / "net.onnx", (16, 16)).path.read_bytes()
     (tmp_path / "bad.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(CorruptArtifact):
+    with pytest.raises(CorruptArtifact) as caught:
         compare([tmp_path / "bad.onnx"], FORMULA)
+    assert "give the path of an ONNX file" in caught.value.next_step
 
 
 def test_an_unknown_adapter_is_a_profile_error(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import conv_bn, made
+from families import SIZE, Recurrent, conv_bn, made
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -72,6 +72,13 @@ def test_groups_of_a_convolution_stay_equally_wide(kind: type[nn.Module]) -> Non
     assert found["0", "out"] == found["1", "in"]
     assert found["1", "in"][:4] == found["1", "in"][4:]
     assert found["1", "out"][:6] == found["1", "out"][6:] == found["2", "in"][:6]
+
+
+def test_nothing_is_said_aloud_on_the_way(recwarn: pytest.WarningsRecorder) -> None:
+    """torch-pruning warns of recursion where a recurrent layer is unrolled; what it gives up on, the graph decides."""
+    with pytest.raises(ModelError, match="dependencies cannot be read"):
+        couple(Recurrent(nn.GRU).eval(), torch.randn(1, 3, SIZE, SIZE))
+    assert not recwarn
 
 
 def test_group_norm_freezes_what_it_reads_and_is_named() -> None:

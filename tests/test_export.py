@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from edgeprune.errors import CorruptArtifact, ExportError
+from edgeprune.errors import CorruptArtifact, ModelError
 from edgeprune.export import OPSET, export, load_graph
 
 
@@ -20,15 +20,17 @@ def names(graph: onnx.ModelProto) -> set[str]:
     return {each.name for each in graph.graph.initializer}
 
 
-def test_one_input_one_output_fixed_shapes() -> None:
-    """The graph's ends have the example's shape, and every tensor inside has a static one."""
-    family = prepared("resnet")
+@pytest.mark.parametrize("name", ["resnet", "recurrent", "vit"])
+def test_one_input_one_output_fixed_shapes(name: str) -> None:
+    """The graph's ends have the example's shape, and every tensor inside has a static one, computed by no node."""
+    family = prepared(name)
     graph = family.graph.graph
     assert [each.name for each in graph.input] == ["input"]
     assert [each.name for each in graph.output] == ["output"]
     sides = [d.dim_value for value in graph.value_info for d in value.type.tensor_type.shape.dim]
     assert sides
     assert all(sides)
+    assert "Shape" not in {node.op_type for node in graph.node}
     assert family.graph.opset_import[0].version == OPSET
 
 
@@ -161,20 +163,60 @@ class Raising(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "why"),
+    ("net", "line"),
     [
-        (Undecided(), "depends on the values it is given"),
-        (Fickle(), "depends on the values it is given"),
-        (Raising(), "KeyError: 'no such thing'"),
+        (Undecided(), "return self.one(x) if x.mean() > 0 else self.two(x)"),
+        (Fickle(), "return F.relu(x[x > 0].tolist()[0] * x)"),
     ],
 )
-def test_modules_that_cannot_be_traced_are_refused_with_the_cause(net: nn.Module, why: str) -> None:
-    """The reason is the fault itself, not the exporter's advice around it, and the next step is named."""
-    with pytest.raises(ExportError) as refusal:
+def test_modules_that_branch_on_values_are_refused_with_the_line(
+    net: nn.Module, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is the user's model that has to change, where it is said, and the exporter's dump is kept from them."""
+    with pytest.raises(ModelError, match="cannot be exported") as refusal:
         export(net, torch.randn(1, 3, 4, 4))
-    assert why in refusal.value.why
+    assert "depends on the values it is given" in refusal.value.why
+    assert f"{Path(__file__).name}, line " in refusal.value.why
+    assert line in refusal.value.why
     assert "\n" not in refusal.value.why
+    assert "torch.where" in refusal.value.next_step
+    assert capfd.readouterr() == ("", "")
+
+
+def test_modules_that_do_not_run_are_refused_with_the_cause() -> None:
+    """The reason is the fault itself, not the exporter's advice around it."""
+    with pytest.raises(ModelError, match="does not run on an input of 1 x 3 x 4 x 4") as refusal:
+        export(Raising(), torch.randn(1, 3, 4, 4))
+    assert refusal.value.why.startswith("KeyError: 'no such thing' (test_export.py, line ")
+    assert "eval mode" in refusal.value.next_step
+
+
+class Untranslated(nn.Module):
+    """An operation that ONNX lacks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(x).real
+
+
+def test_modules_that_run_and_cannot_be_translated_say_what_to_make_work() -> None:
+    """The exporter's own call is the shortest way to see more of it."""
+    with pytest.raises(ModelError, match="cannot be exported") as refusal:
+        export(Untranslated(), torch.randn(1, 3, 4, 4))
     assert "dynamo=True" in refusal.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [
+        ((1, 32, 32, 3), "float arrays are taken as N x C x H x W: transpose(0, 3, 1, 2)"),
+        ((1, 5, 32, 32), "the model is called in eval mode"),
+    ],
+)
+def test_images_with_their_channels_last_are_told_so(shape: tuple[int, ...], step: str) -> None:
+    """Where the shape looks like it; five channels are another mistake."""
+    with pytest.raises(ModelError, match="expected input") as refusal:
+        export(nn.Conv2d(3, 8, 3), torch.zeros(shape))
+    assert step in refusal.value.next_step
 
 
 class TwoHeads(nn.Module):
@@ -188,11 +230,19 @@ class TwoHeads(nn.Module):
         return self.one(x), self.two(x)
 
 
-def test_modules_with_two_outputs_are_refused() -> None:
+class TwoImages(nn.Module):
+    """A pair is compared."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x - y
+
+
+@pytest.mark.parametrize(("net", "what"), [(TwoHeads(), "output"), (TwoImages(), "input")])
+def test_modules_with_two_ends_are_refused(net: nn.Module, what: str) -> None:
     """edgeprune cuts one tensor to one tensor, and says how to get there."""
-    with pytest.raises(ExportError, match="2 outputs") as refusal:
-        export(TwoHeads(), torch.randn(1, 3, 4, 4))
-    assert "wrap the model" in refusal.value.next_step
+    with pytest.raises(ModelError, match=f"2 {what}s") as refusal:
+        export(net, torch.randn(1, 3, 4, 4))
+    assert refusal.value.next_step == f"wrap the model in a module with one {what}"
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -66,7 +66,12 @@ SETTINGS = FinetuneConfig(
 
 def run(checkpoint: Path, settings: FinetuneConfig = SETTINGS, **changes: object) -> FinetuneResult:
     """Return the result of the standard run with these changes."""
-    arguments: dict[str, object] = {"student": network(4, 1), "train": TRAIN, "progress": None} | changes
+    arguments: dict[str, object] = {
+        "student": network(4, 1),
+        "train": TRAIN,
+        "progress": None,
+        "origin": None,
+    } | changes
     return finetune(
         arguments["student"],  # type: ignore[arg-type]
         network(8, 2),
@@ -74,6 +79,7 @@ def run(checkpoint: Path, settings: FinetuneConfig = SETTINGS, **changes: object
         VALIDATION,
         settings,
         checkpoint=checkpoint,
+        origin=arguments["origin"],  # type: ignore[arg-type]
         progress=arguments["progress"],  # type: ignore[arg-type]
     )
 
@@ -237,6 +243,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: str) -> 
     changes = {"student": {"student": network(4, 9)}, "data": {"train": quadrants(200, 5)}}.get(change, {})
     with pytest.raises(ConfigError, match="belongs to another run"):
         run(tmp_path / "c", settings, **changes)
+
+
+def test_a_student_made_anew_of_the_same_origin_continues(tmp_path: Path) -> None:
+    """Its weights were computed again, with other threads, and differ in their last bits; the finished run counts."""
+    student = network(4, 1)
+    first = run(tmp_path / "c", student=student, origin="a")
+    rounded = copy.deepcopy(student)
+    with torch.no_grad():
+        next(iter(rounded.parameters())).mul_(1 + 1e-6)
+    again = run(tmp_path / "c", student=rounded, origin="a")
+    assert same_weights(again.module, first.module)
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        run(tmp_path / "c", student=student, origin="b")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeprune.export import export
-from edgeprune.importance import RULES, ranking, unit_importance
+from edgeprune.importance import IMAGES_AT_ONCE, RULES, _gradients, ranking, unit_importance
 from edgeprune.structure import Structure, build_structure
 
 
@@ -54,6 +54,19 @@ def test_taylor_is_the_squared_change_of_the_loss_when_a_channel_is_zeroed_to_fi
     first, second = ((p - 1) * 1) ** 2, ((1 - p) * 2) ** 2
     batch = (torch.ones(1, 1, 2, 2), torch.tensor([0]))
     assert scores(module, "taylor", batch) == pytest.approx([2 * first, 2 * second, 0.0])
+
+
+def test_a_large_batch_in_parts_is_the_same_batch() -> None:
+    """Gradients of the mean loss over 70 images, whatever is held in memory at once."""
+    module = Three((0.5, -1.0, 2.0), ((1.0, 0.3, -0.2), (-0.5, 0.1, 0.7))).eval()
+    draw = torch.Generator().manual_seed(0)
+    batch = (torch.randn(70, 1, 2, 2, generator=draw), torch.arange(70) % 2)
+    parameters = list(module.parameters())
+    whole = torch.autograd.grad(nn.functional.cross_entropy(module(batch[0]), batch[1]), parameters)
+    in_parts = _gradients(module, parameters, *batch)
+    assert len(batch[1]) > 2 * IMAGES_AT_ONCE
+    for one, other in zip(in_parts, whole, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_taylor_adds_up_over_batches() -> None:

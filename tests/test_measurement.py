@@ -121,6 +121,16 @@ def test_another_quantile_is_the_ratio_of_those_quantiles() -> None:
     assert session.log_ratio(0.95) == pytest.approx(math.log(4))
 
 
+def test_a_tail_counts_the_calls_that_were_preempted() -> None:
+    """The median speaks of the work, a tail of what users meet: a tenth of the calls takes nine times as long."""
+    slow = calls([1.0] * 90 + [9.0] * 10, preempted=[0] * 90 + [1] * 10)
+    session = Session(candidate=slow, reference=calls([2.0] * 100))
+    seen = measurement(session)
+    assert session.log_ratio(0.5) == pytest.approx(math.log(0.5))
+    assert session.log_ratio(0.95) == pytest.approx(math.log(4.5))
+    assert seen.latency_ms(quantile=0.95).p50 == pytest.approx(9.0)
+
+
 def test_a_a_intervals_of_a_rough_machine_hold_one() -> None:
     holds = 0
     for seed in range(200):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_bundle import lay_out
 
 from edgeprune.errors import ConfigError, LedgerError
 from edgeprune.ledger import Ledger
@@ -315,7 +316,7 @@ def test_a_missed_budget_is_the_headline_with_every_reason(tmp_path: Path) -> No
     outcome = an_outcome(trials, final)
     outcome = replace(outcome, budget=replace(outcome.budget, met=False, missed=broken_promises))
     text = Page(render(outcome, trials, final_measurement=final)).text
-    assert "Budget missed" in text
+    assert "Budget missed in latency and size" in text
     assert "lies over the limit" in text
     for each in broken_promises:
         assert each in text
@@ -428,8 +429,35 @@ def test_emulated_numbers_are_never_milliseconds(tmp_path: Path) -> None:
     assert "Not measured" in page.text
     assert "formula or an emulator" in page.text
     assert "in emulation" in page.text
-    assert "Latency, formula_ns (emulated)" in page.text
+    assert "Latency, formula units (emulated)" in page.text
+    assert "formula_ns" not in page.text
     assert not re.search(r"\bms\b", page.text)
+
+
+def test_an_emulated_budget_in_milliseconds_is_one_of_formula_units() -> None:
+    trials, final = a_search(20, emulated=True), measured(random.Random(8), 0.47, emulated=True)
+    outcome = an_outcome(trials, final, emulated=True, metric="formula_ns")
+    outcome = replace(outcome, budget=replace(outcome.budget, requested="0.92ms"))
+    text = Page(render(outcome, trials, final_measurement=final)).text
+    assert "0.92 formula units , 0.5x of the unpruned latency, was asked for." in text
+    assert re.search(r"The result takes [\d.]+ formula units,", text)
+    assert not re.search(r"ms\b|millisec", text)
+
+
+@pytest.mark.parametrize("made", ["small", "small.tar", "small.gone"])
+def test_what_is_no_run_is_refused_and_the_run_beside_it_is_named(tmp_path: Path, made: str) -> None:
+    """A bundle and its archive lie beside the run that made them."""
+    Ledger.open(tmp_path / "small.run" / "ledger.sqlite").close()
+    lay_out(tmp_path)
+    with pytest.raises(ConfigError, match="is not the folder of a run") as caught:
+        render_run(tmp_path / made)
+    beside = str(tmp_path / "small.run")
+    assert caught.value.next_step == (f"edgeprune report {beside}" if made != "small.gone" else NAME_A_RUN)
+    reason = {"small": "no ledger in it", "small.tar": "it is a file", "small.gone": "it does not exist"}
+    assert reason[made] in caught.value.why
+
+
+NAME_A_RUN = "name the folder of a run, dist/<name>.run"
 
 
 def test_a_run_without_outcome_is_a_search_in_progress(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, made, prepared
+from families import FAMILIES, SIZE, Recurrent, made, prepared
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -30,6 +30,18 @@ def reasons(structure: Structure) -> dict[str, str]:
     return {each.layer: each.reason for each in reversed(structure.unprunable)}
 
 
+def silent(net: nn.Module, structure: Structure) -> list[str]:
+    """Return the modules and bare parameters that are in no group and not listed as staying."""
+    grouped = {layer for axes in structure.members.values() for layer, _ in axes}
+    listed = {each.layer for each in structure.unprunable if len(each.reason) > 10}
+    found = []
+    for name, module in net.named_modules():
+        own = [f"{name}.{each}" if name else each for each, _ in module.named_parameters(recurse=False)]
+        if own and name not in grouped | listed and not listed.issuperset(own):
+            found.append(name)
+    return found
+
+
 # -- every family ----------------------------------------------------------------------------------------------------
 
 
@@ -47,6 +59,25 @@ def test_every_layer_is_in_a_group_or_listed_with_a_reason(name: str) -> None:
         channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         assert moving + sum(each.channels for each in staying) == channels
         assert all(each.of == channels and len(each.reason) > 10 for each in staying)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_everything_with_parameters_is_in_a_group_or_listed_with_a_reason(name: str) -> None:
+    """Whatever holds parameters: its channels move, or the module, or each of its own parameters, is listed."""
+    family = prepared(name)
+    assert silent(family.net, family.structure) == []
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_listed(cell: type[nn.RNNBase]) -> None:
+    """By kind, with the features they give in both directions."""
+    net = Recurrent(cell)
+    structure = structure_of(net, torch.randn(1, 3, SIZE, SIZE))
+    assert silent(net, structure) == []
+    stays = next(each for each in structure.unprunable if each.layer == "cell")
+    assert (stays.channels, stays.of) == (16, 16)
+    assert stays.reason == f"edgeprune does not cut recurrent layers ({cell.__name__})"
+    assert groups(structure) == {"features.0.0": 16}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -211,7 +242,15 @@ def test_layers_that_vanish_with_a_branch_know_it() -> None:
     [
         ("groupnorm", "conv2", "GroupNorm"),
         ("convnext", "depthwise", "LayerNorm"),
-        ("convnext", "up", "its weight goes into Transpose"),
+        ("convnext", "norm", "edgeprune does not cut normalisations other than batch norm (LayerNorm)"),
+        ("convnext", "up", "a Linear applied to the last axis of a map (N x H x W x C), which edgeprune does not cut"),
+        ("vit", "block.mlp.0", "a Linear applied to tokens (N x L x C), which edgeprune does not cut yet (node_MatMul"),
+        ("vit", "block.attention", "edgeprune does not cut attention (MultiheadAttention)"),
+        ("vit", "block.attention.out_proj", "edgeprune does not cut attention (MultiheadAttention)"),
+        ("vit", "positions", "edgeprune does not cut embeddings (Embedding)"),
+        ("vit", "token", "edgeprune does not cut parameters that VisionTransformer holds itself (1 x 1 x 16)"),
+        ("prelu", "act2", "it has one slope for all channels"),
+        ("recurrent", "features.1.1", "it passes through LSTM"),
         ("shufflenet", "conv1.0", "regroups channels"),
         ("hard_coded", "last.0", "its forward holds fixed sizes"),
         ("shared", "unused", "forward never uses it"),
@@ -258,6 +297,12 @@ def test_excluded_layers_stay_and_name_the_pattern() -> None:
     structure = structure_of(net, x, exclude=["features.[24].*"])
     assert groups(structure) == {"features.0.0": 16, "classifier.0": 32}
     assert reasons(structure)["features.2.0"] == "excluded by 'features.[24].*'"
+
+
+def test_what_can_never_be_cut_may_be_excluded() -> None:
+    """`edgeprune space` lists it by that name, so it is a layer."""
+    net, x = made("recurrent")
+    assert groups(structure_of(net, x, exclude=["cell"])) == {"features.0.0": 16}
 
 
 def test_groups_without_a_smaller_width_are_listed() -> None:

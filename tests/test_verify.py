@@ -1,5 +1,6 @@
 """Verify refuses what is not whole, runs nothing it does not know, and measures again before it agrees."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,21 +21,21 @@ from small_bundle import (
     contents,
     lay_out,
     measurement,
-    outcome,
     write_model,
     write_small_bundle,
 )
 
+from edgeprune import __version__
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import check_bundle
 from edgeprune.canonical import canonical_json, digest, file_sha256
 from edgeprune.errors import BudgetMissed, BundleError, ConfigError, DeviceLost, ParityFailed
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.pack import pack, write_bundle
+from edgeprune.pack import pack, shipped_runner, write_bundle
 from edgeprune.profile import Profile
 from edgeprune.target import Target, open_target
-from edgeprune.verify import VerifyReport, verify
+from edgeprune.verify import VerifyReport, own_profile, verify
 
 
 class Bench:
@@ -148,12 +149,33 @@ def test_an_unknown_runner_is_refused_unrun_unless_it_is_trusted(bundle: Path, t
     touched = tmp_path / "touched"
     program = f"from pathlib import Path\nPath({str(touched)!r}).touch()\nprint('{{}}')\n"
     resealed(bundle, nothing, **{"runner.py": program.encode()})
-    with pytest.raises(BundleError, match="was not run"):
+    with pytest.raises(BundleError, match="was not run") as caught:
         verify(bundle, profile=PROFILE, target=Bench())
     assert not touched.exists()
+    for content in (program.encode(), shipped_runner()):
+        assert hashlib.sha256(content).hexdigest()[:12] in caught.value.why
+    assert "run its deploy again" in caught.value.next_step
     report = verify(bundle, profile=PROFILE, trust_runner=True)
     assert touched.exists()
     assert "trusted because you said so" in check(report, "runner")[1]
+
+
+def test_a_runner_of_another_version_is_left_to_that_version(bundle: Path) -> None:
+    resealed(bundle, lambda value: value["versions"].update(edgeprune="0.0.1"), **{"runner.py": b"print()\n"})
+    with pytest.raises(BundleError, match="was not run") as caught:
+        verify(bundle, profile=PROFILE)
+    assert "with edgeprune 0.0.1, or pass --trust-runner" in caught.value.next_step
+    assert f"of edgeprune {__version__}" in caught.value.why
+
+
+def test_the_profile_of_a_bundle_is_found_by_name_and_first_of_all_by_digest(bundle: Path) -> None:
+    other, namesake = replace(PROFILE, name="other"), replace(PROFILE, channel_multiple=4)
+    assert own_profile(bundle, [other, namesake, PROFILE]) == PROFILE
+    assert own_profile(bundle, [other, namesake]) == namesake
+    with pytest.raises(BundleError, match="profile 'bench', which is not known here") as caught:
+        own_profile(bundle, [other])
+    assert "known are other" in caught.value.why
+    assert caught.value.next_step.endswith(f"edgeprune verify {bundle} --target bench --config edgeprune.toml")
 
 
 def test_another_profile_is_refused_and_the_fields_are_named(bundle: Path) -> None:
@@ -227,7 +249,12 @@ def test_a_claim_by_another_edgeprune_is_only_compared_with_todays_statistics(bu
     ok, detail = check(verify(bundle, profile=PROFILE), "samples")
     assert ok
     assert "edgeprune 0.0.1" in detail
-    resealed(bundle, lambda value: value["measurement"]["ratio"].update(p50=0.2, low=0.19, high=0.21))
+
+    def faster(value: dict[str, Any]) -> None:
+        value["measurement"]["ratio"].update(p50=0.2, low=0.19, high=0.21)
+        value["budget"].update(used=0.4)
+
+    resealed(bundle, faster)
     report = verify(bundle, profile=PROFILE)
     assert not check(report, "samples")[0]
     with pytest.raises(BudgetMissed, match="samples"):
@@ -252,6 +279,7 @@ def test_parity_files_that_do_not_fit_are_refused_and_never_unpickled(bundle: Pa
     np.save(tmp_path / "many.npy", np.zeros((10, 2), np.float32))
     forged = [(tmp_path / each).read_bytes() for each in ("objects.npy", "columns.npy", "many.npy")]
     forged += [b"", whole[:-1], whole + b"\0", whole.replace(b"(4, ", b"(8, "), whole.replace(b"<f4", b">f8")]
+    forged += [whole.replace(b"<f4", b">f4")]
     for content in forged:
         resealed(bundle, nothing, **{name: content})
         with pytest.raises(BundleError, match=re.escape(name)):
@@ -262,6 +290,69 @@ def test_a_budget_that_contradicts_itself_is_refused(bundle: Path) -> None:
     resealed(bundle, lambda value: value["budget"].update(quantile=2.0))
     with pytest.raises(BundleError, match="budget cannot be read"):
         verify(bundle, profile=PROFILE)
+
+
+def promised(**claims: Any) -> Callable[[dict[str, Any]], object]:
+    """Return a change of what the manifest says of its budget."""
+    return lambda value: value["budget"].update(claims)
+
+
+def at_another_limit(value: dict[str, Any]) -> None:
+    """Promise a tenth of the latency, nothing lost, all of it kept; the measured ratio is 0.4."""
+    value["budget"].update(latency={"value": 0.1, "unit": "x"}, requested="0.1x", limit_ratio=0.1, used=4.0)
+    value["budget"].update(max_accuracy_drop=0.0)
+    value["result"].update(accuracy=0.2)
+
+
+def less_accurate(value: dict[str, Any]) -> None:
+    value["budget"].update(max_accuracy_drop=0.05)
+    value["result"].update(accuracy=0.2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        at_another_limit,
+        less_accurate,
+        promised(requested="0.1x"),
+        promised(limit_ratio=0.45),
+        promised(used=0.1),
+        promised(latency={"value": 0.3, "unit": "x"}, requested="0.3x", limit_ratio=0.3, used=0.4 / 0.3),
+        promised(size_mib=1e-5),
+        promised(met=False),
+        promised(met=False, missed=["latency"]),
+        promised(missed=["latency"]),
+        lambda value: value["result"].update(size_bytes=1),
+    ],
+)
+@pytest.mark.parametrize("author", ["ours", "0.0.1"])
+def test_a_promise_that_its_own_numbers_do_not_bear_out_is_refused(
+    bundle: Path, change: Callable[[dict[str, Any]], object], author: str
+) -> None:
+    """Every digest holds and nothing is measured again: samples, accuracies and the model's size still tell."""
+
+    def forge(value: dict[str, Any]) -> None:
+        change(value)
+        value["versions"].update({} if author == "ours" else {"edgeprune": author})
+
+    resealed(bundle, forge)
+    with pytest.raises(BundleError, match=re.escape("manifest.json says")):
+        verify(bundle, profile=PROFILE)
+
+
+def test_milliseconds_claimed_by_another_edgeprune_are_compared_with_the_samples_too(tmp_path: Path) -> None:
+    """Naming another version is no way around: where the limit is in milliseconds, they decide."""
+    folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse("0.5ms")))
+
+    def faster(value: dict[str, Any]) -> None:
+        value["versions"]["edgeprune"] = "0.0.1"
+        value["measurement"]["latency_ms"].update(p50=0.4, low=0.39, high=0.41)
+        value["budget"].update(met=True, missed=[], used=0.8)
+
+    resealed(folder, faster)
+    report = verify(folder, profile=PROFILE)
+    assert check(report, "promise")[0]
+    assert not check(report, "samples")[0]
 
 
 # --- answers
@@ -358,12 +449,27 @@ def test_a_budget_in_milliseconds_is_decided_by_milliseconds(tmp_path: Path) -> 
 
 
 def test_a_bundle_that_says_itself_that_it_misses_the_budget_fails(tmp_path: Path) -> None:
-    folder = write_small_bundle(tmp_path, outcome=outcome(measurement(), met=False))
+    folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse("0.3x")))
     report = verify(folder, profile=PROFILE, target=Bench())
     assert [each.name for each in report.checks if not each.ok] == ["promise"]
-    assert check(report, "promise")[1] == "0.5x, missed: latency"
-    with pytest.raises(BudgetMissed, match="missed"):
+    said = r"0\.3x: latency MISSED, 133\.3 % used; latency: the interval ends at 0\.4\d+x, .*"
+    assert re.fullmatch(said, check(report, "promise")[1])
+    with pytest.raises(BudgetMissed, match="MISSED"):
         report.require()
+
+
+@pytest.mark.parametrize("limit", ["0.5x", "0.85ms", "0.5ms"])
+def test_an_emulated_latency_is_never_milliseconds(tmp_path: Path, limit: str) -> None:
+    """Claimed, measured again, met or missed: no clock gave it."""
+    seen = measurement(emulated=True, metric="formula_ns")
+    folder = write_small_bundle(tmp_path, budget=Budget(latency=Latency.parse(limit)), measurement=seen)
+    for baseline in (None, tmp_path / "baseline.onnx"):
+        report = verify(folder, profile=PROFILE, target=Bench(emulated=True, metric="formula_ns"), baseline=baseline)
+        text = json.dumps(report.to_json())
+        assert report.emulated
+        assert "formula units" in check(report, "samples")[1]
+        assert "formula units" in check(report, "latency")[1]
+        assert not re.search(r"\d ?ms\b", text), text
 
 
 def test_a_baseline_that_is_not_the_parent_is_the_users_mistake(bundle: Path, tmp_path: Path) -> None:
@@ -445,7 +551,6 @@ def test_a_bundle_of_a_shipped_target_is_verified_there(tmp_path: Path, adapter:
         tmp_path / "tuned.onnx",
         profile=host.profile,
         measurement=seen,
-        outcome=outcome(seen),
         parity_inputs={"x": samples},
         parity_outputs={"y": samples @ into @ out},
         tolerances=(1e-2, 1e-4),

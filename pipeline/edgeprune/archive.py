@@ -11,10 +11,10 @@ written, and no byte can change unseen except inside a file (whose digest the ma
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from edgeprune.durable import new_file, replacing, storage_errors
+from edgeprune.durable import FOLDER_MODE, new_file, replacing, storage_errors
 from edgeprune.errors import BundleError
 
 BLOCK = 512
@@ -90,6 +90,15 @@ def read_archive(path: Path, folder: Path) -> str:
         raise BundleError(f"{path.name} cannot be read", why=error.strerror or str(error)) from error
 
 
+def _make_folders(folder: Path, name: str) -> None:
+    """Make what is missing between `folder` and the file `name` in it, with the one mode."""
+    for between in reversed(PurePosixPath(name).parents[:-1]):
+        each = folder / between
+        if not each.is_dir():
+            each.mkdir(FOLDER_MODE)
+            each.chmod(FOLDER_MODE)  # whatever the umask says
+
+
 class _Reader:
     """One pass over an archive."""
 
@@ -105,7 +114,7 @@ class _Reader:
             name, size = self.entry(block)
             target = folder / name
             with storage_errors(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                _make_folders(folder, name)
                 with new_file(target, lasting=False) as stream:
                     self.copy(size, stream)
             if any(self.take(-size % BLOCK)):

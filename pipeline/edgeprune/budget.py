@@ -6,7 +6,7 @@ from typing import Literal
 
 from edgeprune.errors import BudgetError
 
-_PATTERN = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>x|us|ms|s)\s*")
+_PATTERN = re.compile(r"\s*(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,2})?)\s*(?P<unit>x|us|ms|s)\s*")
 _TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 

@@ -138,7 +138,8 @@ def check_bundle(folder: Path) -> Bundle:
     try:
         present = set(_walk(folder))
         if MANIFEST not in present:
-            raise BundleError(f"{folder} holds no {MANIFEST}", why="it is not a bundle, or not a whole one")
+            why = "it is not a bundle, or not a whole one"
+            raise BundleError(f"{folder} holds no {MANIFEST}", why=why, next_step=_bundle_of(folder))
         if (folder / MANIFEST).stat().st_size > MANIFEST_BYTES:
             raise BundleError(f"{MANIFEST} is larger than {MANIFEST_BYTES >> 20} MiB", next_step=_NEXT)
         manifest = read_manifest((folder / MANIFEST).read_bytes())
@@ -148,6 +149,14 @@ def check_bundle(folder: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"the bundle in {folder} cannot be read", why=error.strerror or str(error)) from error
     return Bundle(path=folder, manifest=manifest)
+
+
+def _bundle_of(folder: Path) -> str:
+    """Return what to give instead of a folder that is no bundle: for a run, the bundle it made."""
+    made = folder.with_name(folder.name.removesuffix(".run")) if folder.name.endswith(".run") else folder
+    if made != folder and (made / MANIFEST).is_file():
+        return f"this is a run; its bundle is {made}"
+    return "give the folder or the .tar that deploy wrote, dist/<name>; if this was one, copy it again"
 
 
 def _walk(folder: Path, above: str = "") -> Iterator[str]:

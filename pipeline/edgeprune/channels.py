@@ -466,9 +466,19 @@ class _Walk:
         unseen: dict[str, str] = {}
         for layer, side in self.classes:
             if layer not in seen:
-                unseen[layer] = _why_unseen(readers.get(f"{layer}.weight" if layer else "weight"))
+                unseen[layer] = self._why_unseen(readers, f"{layer}.weight" if layer else "weight")
                 self._freeze(self.classes[layer, side], f"{layer!r} needs it, but {unseen[layer]}")
         return unseen
+
+    def _why_unseen(self, readers: Mapping[str, onnx.NodeProto], weight: str) -> str:
+        node = readers.get(weight)
+        if node is None:
+            return "the exported graph does not hold its weight: forward never uses it, or another layer shares it"
+        product = readers.get(node.output[0]) if node.op_type == "Transpose" else None
+        if product is None or product.op_type != "MatMul":
+            return f"its weight goes into {node.op_type} ({node.name}), which edgeprune cannot cut"
+        axes = _AXES.get(len(self.shapes.get(product.input[0], ())), "more than two axes")
+        return f"it is a Linear applied to {axes}, which edgeprune does not cut yet ({product.name})"
 
     # -- the graph --------------------------------------------------------------------------------------------
 
@@ -526,7 +536,5 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(each.i) for each in node.attribute if each.name == name), default)
 
 
-def _why_unseen(node: onnx.NodeProto | None) -> str:
-    if node is None:
-        return "the exported graph does not hold its weight: forward never uses it, or another layer shares it"
-    return f"its weight goes into {node.op_type} ({node.name}), which edgeprune cannot cut"
+_AXES = {3: "tokens (N x L x C)", 4: "the last axis of a map (N x H x W x C)"}
+"""Rank of what a linear layer reads → what its user calls it."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeprune import __version__
-from edgeprune.errors import ConfigError, EdgepruneError, Interrupted
+from edgeprune.errors import ConfigError, EdgepruneError, Interrupted, UserError
 
 app = typer.Typer(
     name="edgeprune",
@@ -53,20 +53,22 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     # Threads that spin while they wait starve the measured process: an accuracy pass took 14 s instead of 3 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "--json" in sys.argv[1:]:
-        sys.exit(_app_with_envelope())
-    app()
-
-
-def _app_with_envelope() -> int:
-    """Run the command line like `app`, but let a mistake in its options be an envelope too; return the exit code."""
+    if len(sys.argv) == 1:
+        app()  # shows its help and leaves
     try:
-        return int(app(standalone_mode=False) or 0)
+        sys.exit(int(app(standalone_mode=False) or 0))
     except _USAGE_ERROR as error:
-        command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
-        refusal = ConfigError(error.format_message(), next_step=f"edgeprune {command} --help".replace("  ", " "))
-        _say(command, refusal, as_json=True)
-        return refusal.exit_code
+        sys.exit(_misspelt(error))
+
+
+def _misspelt(error: Any) -> int:
+    """Say what is wrong with a command line in the words and the form of every other refusal; return the exit code."""
+    command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
+    known = command in {each.name or each.callback.__name__ for each in app.registered_commands if each.callback}
+    next_step = f"edgeprune {command} --help" if known else "edgeprune --help"
+    refusal = ConfigError(error.format_message().replace("\n", " ").rstrip("."), next_step=next_step)
+    _say(command if known else "", refusal, as_json="--json" in sys.argv[1:])
+    return refusal.exit_code
 
 
 def _version(wanted: bool) -> None:
@@ -125,7 +127,7 @@ def deploy(
                     config=_config(config, settings, overrides),
                     target=target,
                     out=out,
-                    command=shlex.join(["edgeprune", *sys.argv[1:]]),
+                    command=_same_command(),
                     progress=watch(quiet=quiet),
                     stop=stop.check,
                     fresh=fresh,
@@ -167,7 +169,10 @@ def measure(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder or .tar", show_default=False)],
-    target: TargetOption = "host",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="the profile it must have been made for; if not given: the one it names"),
+    ] = None,
     config: ConfigOption = None,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", help="the unpruned ONNX; found beside the bundle if it is there")
@@ -183,11 +188,12 @@ def verify(
     def act() -> tuple[Json, int]:
         from edgeprune.bundle import open_bundle
         from edgeprune.target import open_target
+        from edgeprune.verify import own_profile
         from edgeprune.verify import verify as check
 
-        profile = _profile(config, target)
         with open_bundle(bundle) as whole:  # first: a device that cannot be had must not hide a changed file
             parent = whole.manifest.parent_sha256
+        profile = _profile(config, target) if target else own_profile(bundle, _profiles(config))
         with open_target(profile) as device:
             report = check(
                 bundle,
@@ -302,6 +308,23 @@ def _profile(config: Path | None, target: str) -> Any:
     return _config(config, None, {}).profile(target) if config else load_profile(target)
 
 
+def _profiles(config: Path | None) -> list[Any]:
+    """Return every profile that has a name here: of the configuration, or of the one in this folder, and shipped."""
+    from edgeprune.profile import load_profile, profile_names
+
+    shipped = [load_profile(name) for name in profile_names()]
+    if config is None and not Path("edgeprune.toml").is_file():
+        return shipped
+    try:
+        loaded = _config(config, None, {})
+        named = [loaded.profile(name) for name in sorted({*profile_names(), *loaded.targets})]
+    except UserError:
+        if config:
+            raise
+        return shipped  # what happens to lie in this folder was not asked for
+    return named if config else [*named, *shipped]
+
+
 def _baseline_beside(bundle: Path, sha256: str) -> Path | None:
     """Return the unpruned graph of the run that made a bundle, if it still lies beside it and is the one."""
     from edgeprune.canonical import file_sha256
@@ -338,8 +361,12 @@ class _Stop:
 
 
 def _resumable(what: str) -> Interrupted:
-    again = shlex.join(["edgeprune", *sys.argv[1:]])
-    return Interrupted(what, why="nothing is lost", next_step=f"continue with: {again}")
+    return Interrupted(what, why="nothing is lost", next_step=f"continue with: {_same_command()}")
+
+
+def _same_command() -> str:
+    """Return the line that continues this run; with `--fresh` it would start over."""
+    return shlex.join(["edgeprune", *(each for each in sys.argv[1:] if each != "--fresh")])
 
 
 @contextmanager
@@ -380,7 +407,9 @@ def _run(command: str, act: Callable[[], tuple[Json, int]], as_json: bool, show:
 def _succeed(command: str, data: Json, code: int, as_json: bool, show: Callable[[Json], None]) -> None:
     if as_json:
         flat = data if command == "deploy" else {}
-        _envelope(command, "ok" if code == 0 else "failed", data, [], flat)
+        blank = {"blame": "", "why": "", "next": ""}  # the keys of every diagnostic
+        warnings: list[Json] = [{"kind": "Warning", "what": each, **blank} for each in data.get("warnings", ())]
+        _envelope(command, "ok" if code == 0 else "failed", data, warnings, flat)
     else:
         show(data)
         if command in ("deploy", "verify"):
@@ -389,6 +418,8 @@ def _succeed(command: str, data: Json, code: int, as_json: bool, show: Callable[
 
 
 def _fail(command: str, error: EdgepruneError, as_json: bool, *, traceback_of: Exception | None = None) -> None:
+    if "--fresh" in sys.argv[1:]:
+        error.next_step = error.next_step.replace("the same command again", "the same command again without --fresh")
     if traceback_of is not None:
         import traceback
 
@@ -451,9 +482,16 @@ def _percent(facts: Json) -> str:
     return _span({name: 100 * value for name, value in facts["accuracy_interval"].items()}, 2)
 
 
+def _print_if_emulated(data: Json) -> None:
+    if data["emulated"]:
+        typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
+
+
 def _print_outcome(data: Json) -> None:
-    before, after, budget = data["baseline"], data["result"], data["budget"]
-    unit = "formula units" if data["emulated"] else "ms"
+    from edgeprune.outcome import BudgetVerdict, unit_of
+
+    before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
+    unit = unit_of(data["emulated"])
     rows = [
         [f"accuracy, % of {after['test_images']:,} test images", _percent(before), _percent(after)],
         [f"latency, {unit}", _span(before["latency_ms"]), _span(after["latency_ms"])],
@@ -462,32 +500,36 @@ def _print_outcome(data: Json) -> None:
         ["MACs", f"{before['macs']:,}", f"{after['macs']:,}"],
         ["size, KiB", f"{before['size_bytes'] / 1024:.0f}", f"{after['size_bytes'] / 1024:.0f}"],
     ]
-    if data["emulated"]:
-        typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
+    _print_if_emulated(data)
     _table(f"{data['model']} on {data['target']}", ["", "before", "after"], rows)
-    verdict = "met" if budget["met"] else "MISSED"
-    typer.echo(f"budget {budget['requested']}: {verdict}, {100 * budget['used']:.1f} % used")
-    for each in budget["missed"]:
+    typer.echo(f"budget {budget.summary(data['emulated'])}")
+    for each in budget.missed:
         typer.echo(f"  {each}")
+    for each in data["flags"]:
+        typer.echo(f"  doubtful: {each}; measure again with edgeprune verify {data['bundle']}")
+    for each in data["warnings"]:
+        typer.echo(f"warning: {each}")
     typer.echo(f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['strategy']})")
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")
 
 
 def _print_comparison(data: Json) -> None:
+    from edgeprune.outcome import unit_of
+
     first = data["models"][0]
-    if first["emulated"]:
-        typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
+    _print_if_emulated(first)
     rows = [[first["reference"], "1", _span(first["reference_ms"]), "-"]] if len(data["models"]) > 1 else []
     rows += [
         [each["model"], _span(each["ratio"], 4), _span(each["latency_ms"]), "; ".join(each["flags"]) or "-"]
         for each in data["models"]
     ]
-    unit = "formula units" if first["emulated"] else "ms"
+    unit = unit_of(first["emulated"])
     _table(f"on {data['target']}", ["model", "ratio to the first", unit, "unsteady because"], rows)
 
 
 def _print_checks(data: Json) -> None:
+    _print_if_emulated(data)
     for each in data["checks"]:
         typer.echo(f"{'ok    ' if each['ok'] else 'FAILED'}  {each['name']}: {each['detail']}")
     for each in data["skipped"]:

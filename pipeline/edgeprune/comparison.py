@@ -111,6 +111,9 @@ def compare(
     return results
 
 
+_ONNX = "give the path of an ONNX file, such as model.onnx of a bundle or baseline.onnx of a run"
+
+
 def read_graph(path: Path) -> Artifact:
     """Return the ONNX file at `path` with its inputs; a first axis of unknown size is a batch of 1.
 
@@ -119,13 +122,14 @@ def read_graph(path: Path) -> Artifact:
         CorruptArtifact: if it is not ONNX.
     """
     if not path.is_file():
-        raise ModelError(f"there is no model {path}", next_step="give the path of an ONNX file")
+        raise ModelError(f"there is no model {path}", next_step=_ONNX)
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError) as error:
-        raise CorruptArtifact(f"{path} is not an ONNX file", why="it is cut short, or something else") from error
+        why = "it is cut short, or something else"
+        raise CorruptArtifact(f"{path} is not an ONNX file", why=why, next_step=_ONNX) from error
     if not graph.node:
-        raise CorruptArtifact(f"{path} is not an ONNX file", why="it holds no graph")
+        raise CorruptArtifact(f"{path} is not an ONNX file", why="it holds no graph", next_step=_ONNX)
     if any(each.data_location == onnx.TensorProto.EXTERNAL for each in graph.initializer):
         raise ModelError(
             f"{path} keeps weights in other files",

@@ -7,6 +7,7 @@ grouped convolution must keep. Whether the answer is right is checked by `edgepr
 walk starts from channels that nothing couples (`uncoupled`) and couples what meets.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -81,7 +82,9 @@ def couple(module: nn.Module, example: torch.Tensor) -> Coupling:
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.requires_grad_(True)  # the dependency graph is read off autograd's
     try:
-        return _fold(module, _dependencies(module, example))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Maximum recursive depth reached!" at recurrent layers
+            return _fold(module, _dependencies(module, example))
     except Exception as error:  # torch-pruning raises whatever its guesses run into, and the user's forward its own
         raise ModelError(
             "the model's channel dependencies cannot be read",

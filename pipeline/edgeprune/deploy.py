@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,13 @@ import onnx
 import torch
 from torch import nn
 
-from edgeprune import __version__, cost
+from edgeprune import cost
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.budget import Budget
 from edgeprune.canonical import digest, file_sha256
 from edgeprune.cut import GraphCutter, proven
 from edgeprune.durable import storage_errors
-from edgeprune.errors import BudgetError, LedgerError, NothingFits, ParityFailed
+from edgeprune.errors import BudgetError, DataError, LedgerError, NothingFits, ParityFailed
 from edgeprune.evaluate import Base, Judge, write_graph
 from edgeprune.export import export
 from edgeprune.finetune import finetune
@@ -41,12 +40,14 @@ from edgeprune.intake.data import Splits, load_data
 from edgeprune.intake.images import ArraySet
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
+from edgeprune.manifest import PARITY_SAMPLES as RECORDED
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.outcome import BudgetVerdict, ModelFacts, Outcome, WidthChange
+from edgeprune.outcome import ModelFacts, Outcome, WidthChange, unit_of
 from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
 from edgeprune.progress import Progress, Silent
+from edgeprune.provenance import code_digest, machine, versions
 from edgeprune.quality import Evaluator
 from edgeprune.run_lock import RunLock
 from edgeprune.search.loop import Bench, Done, insist, search
@@ -56,6 +57,7 @@ from edgeprune.search.strategies import make_searcher
 from edgeprune.structure import Structure, build_structure
 from edgeprune.target import Target, open_target
 from edgeprune.trial import Quality, Trial
+from edgeprune.verdict import verdict
 
 if TYPE_CHECKING:
     from edgeprune.finetune import FinetuneResult
@@ -65,8 +67,11 @@ EVALUATION_BATCH = 250
 
 CALIBRATION_BATCH = 128
 PARITY_SAMPLES = 4
-BARELY = 2.0
-"""An unpruned model below so many times chance is warned of."""
+SLUG = 20
+"""Letters of a model's or a profile's name that stand in the name of a run."""
+
+BARELY = 0.1
+"""An unpruned model that does better than chance by less than this share of what there is to do better is warned of."""
 
 WINNERS = 3
 """Plans that are fine-tuned before one that misses the budget is delivered as such."""
@@ -76,8 +81,6 @@ TOLERANCES = (1e-4, 1e-3)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}
 LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
-
-PACKAGES = ("edgeprune", "torch", "onnx", "onnxruntime", "onnxscript", "torch-pruning", "stable-baselines3", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,7 @@ def deploy(request: Request) -> Outcome:
 def _carry_out(prepared: Prepared, target: Target) -> Outcome:
     bench, timing = start_bench(prepared, target)
     _announce(prepared, bench, timing)
+    _say_what_is_known(prepared)
     problem = pose(prepared, bench, timing)
     seconds = _Seconds(prepared.ledger, prepared.run)
     with seconds.of("search"):
@@ -169,21 +173,38 @@ def _checked_winner(
     After `WINNERS` of them the last is delivered all the same, and said to miss.
     """
     known: dict[str, float] = prepared.ledger.fact(prepared.run, "missed_once_tuned") or {}
-    refused: dict[str, float] = {}
+    refused: dict[str, tuple[Trial, float]] = {}
     while True:
         with seconds.of("settle"), prepared.progress.stage("settle the winner"):
-            winner = settle(bench, problem, trials, _final_sampling(prepared, bench), refused)
-        if winner.plan.digest not in known:
+            winner, last = _next_winner(bench, problem, trials, _final_sampling(prepared, bench), refused)
+        if last or winner.plan.digest not in known:
             with seconds.of("finetune"):
                 tuned = tune(prepared, bench, winner)
             with seconds.of("prove"), prepared.progress.stage("measure and check"):
                 checked = check(prepared, bench, target, winner, tuned)
             high = _highest(prepared.budget, bench, checked.timing)
-            if high <= bench.judge.limit_ratio or len(refused) + 1 == WINNERS:
+            if last or high <= bench.judge.limit_ratio or len(refused) + 1 == WINNERS:
                 return winner, tuned, checked
             known[winner.plan.digest] = high
             prepared.ledger.record(prepared.run, "missed_once_tuned", known)
-        refused[winner.plan.digest] = known[winner.plan.digest]
+        refused[winner.plan.digest] = (winner, known[winner.plan.digest])
+
+
+def _next_winner(
+    bench: Bench,
+    problem: Problem,
+    trials: Sequence[Trial],
+    sampling: Sampling,
+    refused: Mapping[str, tuple[Trial, float]],
+) -> tuple[Trial, bool]:
+    """Return the next winner; and True if nothing else is left, then it is the refused one that missed by least."""
+    try:
+        highs = {name: high for name, (_, high) in refused.items()}
+        return settle(bench, problem, trials, sampling, highs), False
+    except NothingFits:
+        if not refused:
+            raise
+        return min(refused.values(), key=lambda each: each[1])[0], True
 
 
 def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:
@@ -193,6 +214,16 @@ def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:
         return ratio
     takes = timing.latency_ms(budget.confidence, budget.quantile)
     return max(ratio, takes.high / budget.latency.value * bench.judge.limit_ratio)
+
+
+def _say_what_is_known(prepared: Prepared) -> None:
+    """Say that a run continues, and where; its stages look the same, but pass quickly."""
+    known = sum(trial.phase == "search" for trial in prepared.ledger.trials(prepared.run))
+    if prepared.ledger.fact(prepared.run, "outcome") is not None:
+        prepared.progress.note(f"{prepared.folder.name} is finished already and is only checked; --fresh starts over")
+    elif known:
+        of = prepared.config.search.trials
+        prepared.progress.note(f"continuing {prepared.folder.name}: {known} of {of} candidates are known")
 
 
 def _announce(prepared: Prepared, bench: Bench, timing: Measurement) -> None:
@@ -224,9 +255,10 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         splits = load_data(config.data)
         model = load_model(config.model, input_shape=splits.input_shape)
         splits.check_fit(model)
-    run = digest([__version__, config.digest, profile.digest, model.digest, splits.digest])
-    name = f"{_slug(model.name)}-{_slug(profile.name)}-{budget.latency}-{run[:8]}"
-    folder = request.out / f"{name}.run"
+        _check_enough(splits)
+    code = [code_digest(model.module), versions(), machine()]
+    run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
+    folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if request.fresh:
@@ -252,8 +284,28 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     )
 
 
+def _check_enough(splits: Splits) -> None:
+    fewest, found = RECORDED[0], len(splits.train)
+    if found < fewest:
+        raise DataError(
+            f"{splits.name}: only {found} training images",
+            why=f"a bundle records what the model answers to at least {fewest}",
+            next_step="give more images, or lower data.validation or data.test",
+        )
+
+
+def run_name(model: str, profile: str, budget: Budget, run: str) -> str:
+    """Return what a run's folder and its bundle are called: a name that the manifest accepts, however long the others.
+
+    Two slugs that are cut to the same are told apart by the run's digest.
+    """
+    latency = str(budget.latency).replace("+", "")  # of an exponent
+    return f"{_slug(model)}-{_slug(profile)}-{latency}-{run[:8]}"
+
+
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")[:32] or "model"
+    slug = re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")
+    return slug[:SLUG].rstrip("_") or "model"
 
 
 def _forget(folder: Path) -> None:
@@ -369,12 +421,17 @@ def _baseline_quality(prepared: Prepared) -> tuple[Evaluator, Quality]:
 
 
 def _warn_of_chance(prepared: Prepared, accuracy: float) -> None:
-    """Say that the unpruned model is hardly better than chance: then the images are not what it was trained on."""
+    """Say that the unpruned model is hardly better than chance: then the images are not what it was trained on.
+
+    Chance is to answer always what is most frequent, or anything at all.
+    """
     (answer,) = prepared.graph.graph.output
     classes = answer.type.tensor_type.shape.dim[-1].dim_value
-    if classes > 1 and accuracy < BARELY / classes:
+    frequencies = np.bincount(prepared.splits.validation.labels) / len(prepared.splits.validation)
+    chance = max(float(frequencies.max()), 1 / max(classes, 1))
+    if accuracy < chance + BARELY * (1 - chance):
         text = (
-            f"the unpruned model is right about {accuracy:.1%} of the validation images, chance is {1 / classes:.1%}: "
+            f"the unpruned model is right about {accuracy:.1%} of the validation images, chance is {chance:.1%}: "
             "are weights, class order and preprocessing (data.mean, data.std) those of its training?"
         )
         prepared.progress.note(f"warning: {text}")
@@ -393,8 +450,8 @@ def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
     if budget.limit_ratio(takes.p50) >= 1:
         raise BudgetError(
             f"the unpruned model meets {budget.latency} already",
-            why=f"it takes {takes.p50:.4g} ms here",
-            next_step=f"ask for less than {takes.low:.3g}ms, or ship it as it is",
+            why=f"it takes {takes.p50:.4g} {unit_of(baseline.emulated)} here",
+            next_step=f"ask for less than {_three_digits(takes.low)}ms, or ship it as it is",
         )
     return budget.limit_ratio(takes.high)
 
@@ -461,8 +518,7 @@ def _final_sampling_of(config: Config, budget: Budget, reference: Artifact) -> S
 
 def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
     """Return the search problem: the space, how important every unit is, where the time goes, and the budget."""
-    batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
-    importance = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+    importance = _importance(prepared)
     return Problem(
         space=prepared.structure.space,
         layers=prepared.structure.layers,
@@ -474,6 +530,17 @@ def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
         trials=prepared.config.search.trials,
         seed=prepared.config.search.seed,
     )
+
+
+def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
+    """Return group → importance of its units: computed once a run, for another number of threads rounds otherwise."""
+    known = prepared.ledger.fact(prepared.run, "importance")
+    if known is None:
+        batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
+        seen = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+        known = {name: [float(each) for each in units] for name, units in seen.items()}
+        prepared.ledger.record(prepared.run, "importance", known)
+    return {name: tuple(units) for name, units in known.items()}
 
 
 def layer_shares(structure: Structure, timing: Measurement) -> dict[str, float]:
@@ -503,17 +570,23 @@ def look(prepared: Prepared, bench: Bench, problem: Problem) -> list[Trial]:
     return [probe, *trials]
 
 
+def _three_digits(milliseconds: float) -> str:
+    """Return three significant digits, without the exponent that ``.3g`` gives a thousand."""
+    return f"{float(f'{milliseconds:.3g}'):.15g}"
+
+
 def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
     assert probe.measurement is not None
     reach, confidence = bench.judge.ratio(probe.measurement), prepared.budget.confidence
     reachable_ms = probe.measurement.latency_ms(confidence, prepared.budget.quantile)
     stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
     in_ms = prepared.budget.latency.unit == "ms"
-    enough = f"{reachable_ms.high * 1.02:.3g}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
+    enough = f"{_three_digits(reachable_ms.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
+    takes = f"{reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} {unit_of(probe.measurement.emulated)})"
     return NothingFits(
-        f"no plan meets {prepared.budget.latency}: the narrowest takes {reach.p50:.3f}x ({reachable_ms.p50:.3g} ms)",
+        f"{prepared.budget.latency} is out of reach: the narrowest plan takes {takes}",
         why=f"what must stay costs that much; {stays}",
-        next_step=f"ask for at least {enough}, lower space.minimum_ratio or space.exclude less",
+        next_step=f"ask for at least {enough}, exclude less, or try another space.minimum_ratio or channel_multiple",
     )
 
 
@@ -540,6 +613,7 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
             prepared.splits.validation,
             prepared.config.finetune,
             checkpoint=checkpoint,
+            origin=digest([prepared.run, winner.plan.digest]),
             progress=told,
         )
 
@@ -575,7 +649,7 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
     graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
     artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs, lasting=True)
     engine = prepared.insist(lambda: target.compile(artifact))
-    images = prepared.splits.validation.tensor(slice(0, PARITY_SAMPLES))
+    images = prepared.splits.train.tensor(slice(0, PARITY_SAMPLES))  # validation may have fewer than a bundle records
     wanted = _answers(tuned.module, images)
     tolerances = (TOLERANCES[0] * float(np.abs(wanted).max()), TOLERANCES[1])
     prepared.insist(lambda: _check_parity(target, engine, images.numpy(), wanted, tolerances))
@@ -643,12 +717,11 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     if known is not None and known["model"] == sha256:
         return known  # type: ignore[no-any-return]
     test: ArraySet = prepared.splits.open_test()
-    batches = list(test.batches(EVALUATION_BATCH))
     accuracy = bench.base.evaluator.accuracy
     facts = {
-        "baseline": accuracy(prepared.model.module, batches),
-        "result": accuracy(tuned, batches),
-        "images": sum(len(labels) for _, labels in batches),
+        "baseline": accuracy(prepared.model.module, test.batches(EVALUATION_BATCH)),
+        "result": accuracy(tuned, test.batches(EVALUATION_BATCH)),
+        "images": len(test),
         "model": sha256,
     }
     prepared.ledger.record(prepared.run, "test", facts)
@@ -684,18 +757,18 @@ def _outcome(
     prepared: Prepared, bench: Bench, baseline: Measurement, winner: Trial, proof: Proof, seconds: Mapping[str, float]
 ) -> Outcome:
     trials = prepared.ledger.trials(prepared.run)
-    result = _result_facts(prepared, proof)
+    result, emulated = _result_facts(prepared, proof), proof.checked.timing.emulated
     return Outcome(
         model=prepared.model.name,
         target=prepared.request.target,
-        emulated=proof.checked.timing.emulated,
+        emulated=emulated,
         metric=proof.checked.timing.metric,
         strategy=bench.strategy,
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,
-        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy),
-        measurements=2 + sum(_measured(each) for each in trials) + len(prepared.ledger.incidents(prepared.run)),
+        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy, emulated=emulated),
+        measurements=_measurements(prepared, trials, winner),
         trials=sum(each.phase == "search" for each in trials),
         widths=_width_changes(prepared.structure, winner.plan),
         layer_shares=layer_shares(prepared.structure, baseline),
@@ -703,8 +776,23 @@ def _outcome(
         seconds=seconds,
         versions=versions(),
         conditions=proof.checked.timing.conditions,
+        flags=proof.checked.timing.flags,
+        warnings=(*(prepared.ledger.fact(prepared.run, "notes") or {}).values(), *_uncounted(prepared.graph)),
         run_dir=str(prepared.folder),
     )
+
+
+def _uncounted(graph: onnx.ModelProto) -> list[str]:
+    """Return a warning if some of the work has no known cost: the counts are lower bounds then."""
+    names = cost.uncounted(graph)
+    return [f"the MACs are at least so many: {', '.join(names)} could not be counted"] if names else []
+
+
+def _measurements(prepared: Prepared, trials: Sequence[Trial], winner: Trial) -> int:
+    """Return all that were spent: on the unpruned model, on trials, on every fine-tuned winner, and on failures."""
+    missed = prepared.ledger.fact(prepared.run, "missed_once_tuned") or {}
+    tuned = len({*missed, winner.plan.digest})
+    return 1 + tuned + sum(_measured(each) for each in trials) + len(prepared.ledger.incidents(prepared.run))
 
 
 def _measured(trial: Trial) -> bool:
@@ -740,30 +828,6 @@ def _result_facts(prepared: Prepared, proof: Proof) -> ModelFacts:
     )
 
 
-def verdict(budget: Budget, limit_ratio: float, result: ModelFacts, baseline_accuracy: float) -> BudgetVerdict:
-    """Return whether a result keeps every promise of its budget, and which it breaks."""
-    assert result.ratio is not None
-    missed = []
-    in_ms, limit = budget.latency.unit == "ms", budget.latency.value
-    if in_ms and result.latency_ms.high > limit:
-        missed.append(f"latency: the interval ends at {result.latency_ms.high:.4g} ms, above {budget.latency}")
-    if not in_ms and result.ratio.high > limit_ratio:
-        missed.append(f"latency: the interval ends at {result.ratio.high:.4f}x, above {limit_ratio:.4f}x")
-    drop = baseline_accuracy - result.accuracy
-    if budget.max_accuracy_drop is not None and drop > budget.max_accuracy_drop:
-        missed.append(f"accuracy: it fell by {100 * drop:.2f} points, more than {100 * budget.max_accuracy_drop:g}")
-    size_mib = result.size_bytes / 2**20
-    if budget.size_mib is not None and size_mib > budget.size_mib:
-        missed.append(f"size: {size_mib:.2f} MiB, more than {budget.size_mib:g}")
-    return BudgetVerdict(
-        requested=str(budget.latency),
-        limit_ratio=limit_ratio,
-        met=not missed,
-        used=result.latency_ms.p50 / limit if in_ms else result.ratio.p50 / limit_ratio,
-        missed=tuple(missed),
-    )
-
-
 def _width_changes(structure: Structure, plan: Plan) -> tuple[WidthChange, ...]:
     return tuple(
         WidthChange(
@@ -773,17 +837,6 @@ def _width_changes(structure: Structure, plan: Plan) -> tuple[WidthChange, ...]:
         )
         for group in structure.space.groups
     )
-
-
-def versions() -> dict[str, str]:
-    """Return package → version of everything that shapes a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _preprocessing(images: ArraySet) -> dict[str, Any] | None:

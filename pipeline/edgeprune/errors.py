@@ -88,7 +88,7 @@ class PlanError(CandidateError):
 
 
 class ExportError(CandidateError):
-    """A model cannot be written as ONNX, or its ONNX cannot be cut."""
+    """A candidate's graph and weights do not fit together."""
 
 
 class CompileError(CandidateError):

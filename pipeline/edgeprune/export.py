@@ -5,11 +5,16 @@ fine-tuned weights can be put back. Everything else the graph holds has a name w
 batch norms when it loads the graph.
 """
 
+import inspect
 import logging
+import sysconfig
+import traceback
 import warnings
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from edgeprune.errors import CorruptArtifact, ExportError
+from edgeprune.errors import CorruptArtifact, ModelError
 
 OPSET = 18
 
@@ -35,7 +40,8 @@ def export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
             have any, and the exporter would write them into the graph.
 
     Raises:
-        ExportError: if PyTorch cannot trace or translate the module, or it does not map one tensor to one tensor.
+        ModelError: if the module does not run, PyTorch cannot trace or translate it, or it does not map one tensor to
+            one tensor.
     """
     training = {each: each.training for each in module.modules()}
     module.eval()
@@ -43,11 +49,7 @@ def export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         with _quiet():
             proto = _exported(module, torch.empty(example.shape, dtype=example.dtype).copy_(example))
     except Exception as error:  # the exporter raises whatever the user's forward raises
-        raise ExportError(
-            "the model cannot be exported to ONNX",
-            why=_cause(error),
-            next_step="make torch.onnx.export(model, (example,), dynamo=True) work first",
-        ) from error
+        raise _refusal(module, example, error) from error
     finally:
         for each, mode in training.items():
             each.training = mode
@@ -88,45 +90,137 @@ def _exported(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         output_names=["output"],
     )
     assert program is not None
-    # Folding alone: the full optimiser would fold batch norms too. A folded parameter could not be put back.
-    optimizer.fold_constants(
-        program.model,
-        should_fold=lambda node: False if any(i is not None and i.name in parameters for i in node.inputs) else None,
-    )
-    optimizer.remove_unused_nodes(program.model)
-    proto: onnx.ModelProto = program.model_proto
+
+    def fold(model: Any) -> None:
+        # Folding alone: the full optimiser would fold batch norms too. A folded parameter could not be put back.
+        optimizer.fold_constants(
+            model,
+            should_fold=lambda node: (
+                False if any(i is not None and i.name in parameters for i in node.inputs) else None
+            ),
+        )
+        optimizer.remove_unused_nodes(model)
+
+    fold(program.model)
+    return _with_constant_shapes(program.model_proto, fold)
+
+
+def _with_constant_shapes(proto: onnx.ModelProto, fold: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
+    """Return the graph with sizes that are computed from static shapes folded too.
+
+    What comes out of a recurrent layer is reshaped to a size read off it, and the exporter does not know its shape;
+    ONNX does. Of stacked layers, each fold makes the next one's shape known.
+    """
+    left, before = _shape_nodes(proto), -1
+    while left and left != before:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        fold(proto)
+        left, before = _shape_nodes(proto), left
     return proto
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first line of what lies at the bottom: the exporter wraps the user's own error in its advice."""
+def _shape_nodes(proto: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Shape" for node in proto.graph.node)
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+def _refusal(module: nn.Module, example: torch.Tensor, error: Exception) -> ModelError:
+    """Return what is wrong with the model, given what the exporter raised: it wraps the user's own error in its advice.
+
+    The module must still be in eval mode.
+    """
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
+    line = _own_line(error)
     if isinstance(error, GuardOnDataDependentSymNode):
-        return "what its forward method does depends on the values it is given, and a graph does not branch"
+        return ModelError(
+            "the model cannot be exported to ONNX",
+            why=f"what its forward method does depends on the values it is given, and a graph does not branch{line}",
+            next_step="compute both sides and choose with torch.where; no if, .item() or .tolist() on values",
+        )
+    if _inputs(module) > 1:
+        return _one_only(_inputs(module), "input")
+    if not _runs(module, example):
+        shape = " x ".join(map(str, example.shape))
+        return ModelError(
+            f"the model does not run on an input of {shape}", why=_first_line(error) + line, next_step=_advice(example)
+        )
+    return ModelError(
+        "the model cannot be exported to ONNX",
+        why=_first_line(error) + line,
+        next_step="make torch.onnx.export(model, (example,), dynamo=True) work first",
+    )
+
+
+def _own_line(error: BaseException) -> str:
+    """Return the innermost line of the user's code that an error came through, in brackets, or nothing."""
+    libraries = tuple(sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib"))
+    foreign = (*libraries, str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    own = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(foreign)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+
+
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _inputs(module: nn.Module) -> int:
+    """Return how many tensors forward must be given."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked = inspect.signature(module.forward).parameters.values()
+    return sum(each.kind in positional and each.default is inspect.Parameter.empty for each in asked)
+
+
+def _runs(module: nn.Module, example: torch.Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            module(example)
+    except Exception:  # noqa: BLE001 - whatever the user's forward raises
+        return False
+    return True
+
+
+def _advice(example: torch.Tensor) -> str:
+    if example.dim() == 4 and example.shape[-1] in _COLOURS and example.shape[1] not in _COLOURS:
+        return "float arrays are taken as N x C x H x W: transpose(0, 3, 1, 2)"
+    return "the model is called in eval mode, with nothing but this tensor: see that it runs"
+
+
+_COLOURS = (1, 3, 4)
+
+
+def _one_only(count: int, what: str) -> ModelError:
+    return ModelError(
+        f"the model has {count} {what}s",
+        why="edgeprune cuts models that map one tensor to one tensor",
+        next_step=f"wrap the model in a module with one {what}",
+    )
 
 
 def _check_ends(graph: onnx.GraphProto) -> None:
     for ends, what in ((graph.input, "input"), (graph.output, "output")):
         names = [each.name for each in ends]
         if names != [what]:
-            raise ExportError(
-                f"the model has {len(names)} {what}s",
-                why="edgeprune cuts models that map one tensor to one tensor",
-                next_step=f"wrap the model in a module with one {what}",
-            )
+            raise _one_only(len(names), what)
+
+
+# -- the form that cutting relies on ---------------------------------------------------------------------------------
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks about libraries nobody asked for, and its dumps of graphs; errors still raise."""
+    """Silence the exporter's remarks about libraries nobody asked for, and its dumps of graphs; errors still raise.
+
+    Some dumps are logged, some are printed.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # half a dozen of PyTorch's loggers have something to say
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -126,6 +126,7 @@ def finetune(
     settings: "FinetuneConfig",
     *,
     checkpoint: Path,
+    origin: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FinetuneResult:
     """Return the student after training; the modules that are passed in stay as they are.
@@ -136,6 +137,8 @@ def finetune(
         train: what to learn from.
         validation: what to choose the best epoch by.
         checkpoint: a file to resume from if it exists, and to write; it stays, so that a finished run is not repeated.
+        origin: a digest of what the student was made from, to know its checkpoint by; None: its own weights. They are
+            no good for that where they are computed anew: another number of threads rounds them otherwise.
         progress: called before the first and after every step; it may raise `Interrupted`.
 
     Raises:
@@ -145,7 +148,9 @@ def finetune(
         Interrupted: on Ctrl-C or when `progress` says so, after a checkpoint.
     """
     with _held_interrupts() as interrupted:
-        run = _Run(student, teacher, train, validation, settings, checkpoint)
+        known_by = origin or state_sha256(student.state_dict())
+        identity = _identity(known_by, teacher, train, validation, settings)
+        run = _Run(student, teacher, train, validation, settings, checkpoint, identity)
         run.train(progress or _silent, interrupted)
     return run.result()
 
@@ -165,10 +170,11 @@ class _Run:
         validation: ArraySet,
         settings: "FinetuneConfig",
         checkpoint: Path,
+        identity: str,
     ) -> None:
         self._settings, self._train, self._validation, self._checkpoint = settings, train, validation, checkpoint
         self._teacher = _prepared(teacher).eval()
-        self._identity = _identity(student, teacher, train, validation, settings)
+        self._identity = identity
         self._steps = settings.total_steps(len(train))
         fresh = _prepared(student)
         self._state = _State(student=fresh, best={}, precision=settings.precision)
@@ -436,10 +442,10 @@ def _accuracy(module: nn.Module, images: ArraySet) -> float:
 
 
 def _identity(
-    student: nn.Module, teacher: nn.Module, train: ArraySet, validation: ArraySet, settings: "FinetuneConfig"
+    student: str, teacher: nn.Module, train: ArraySet, validation: ArraySet, settings: "FinetuneConfig"
 ) -> str:
-    """Return the SHA-256 of everything that the result depends on."""
-    states = [state_sha256(each.state_dict()) for each in (student, teacher)]
+    """Return the SHA-256 of everything that the result depends on; `student` is a digest."""
+    states = [student, state_sha256(teacher.state_dict())]
     facts = settings.model_dump(exclude={"checkpoint_s"})
     return digest({"settings": facts, "states": states, "data": [train.digest, validation.digest]})
 

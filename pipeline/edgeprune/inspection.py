@@ -20,7 +20,6 @@ def describe_space(config: "Config", profile: Profile, progress: "Progress") -> 
 
     Raises:
         UserError: if the model or the data cannot be used.
-        ExportError: if the model cannot be exported.
     """
     from edgeprune.deploy import find_structure
     from edgeprune.export import export

@@ -11,16 +11,21 @@ The digests say that a bundle is whole, not who made it: they are no signature.
 """
 
 import json
+import math
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from edgeprune.archive import safe_name
+from edgeprune.budget import Budget
 from edgeprune.canonical import canonical_json, digest
 from edgeprune.errors import BundleError, EdgepruneError
+from edgeprune.outcome import BudgetVerdict, ModelFacts
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
 from edgeprune.statistics import Interval
+from edgeprune.verdict import verdict
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -62,7 +67,7 @@ class Signature(Facts):
 class Limit(Facts):
     """The latency limit: milliseconds, or "x": a ratio of the unpruned model."""
 
-    value: float
+    value: Annotated[float, Field(gt=0)]
     unit: Literal["ms", "x"]
 
 
@@ -123,7 +128,7 @@ class Proof(Facts):
 class ModelCard(Facts):
     """Accuracy and cost of one model: top-1 on the test split, top-1 per stage on the validation split, sizes."""
 
-    accuracy: float
+    accuracy: Annotated[float, Field(ge=0, le=1)]
     test_images: Count
     validation: dict[str, float]
     parameters: Count
@@ -285,6 +290,55 @@ def _check(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST}: the plan does not have the digest it is given", next_step=_NEXT)
     if profile_of(manifest).digest != manifest.profile_digest:
         raise BundleError(f"{MANIFEST}: the profile does not have the digest it is given", next_step=_NEXT)
+
+
+def budget_of(manifest: Manifest) -> Budget:
+    """Return the budget the bundle was made for.
+
+    Raises:
+        BundleError: if it contradicts itself.
+    """
+    facts = manifest.budget.model_dump(include={each.name for each in fields(Budget)})
+    try:
+        return Budget.from_json(facts)
+    except EdgepruneError as error:
+        raise BundleError(f"{MANIFEST}: the budget cannot be read", why=str(error)) from error
+
+
+def check_promise(manifest: Manifest) -> BudgetVerdict:
+    """Return what is said of the budget, derived again: from intervals, accuracies and the model's size in here.
+
+    Raises:
+        BundleError: naming the first claim that does not follow from them.
+    """
+    claimed, size = manifest.result.size_bytes, next(each.size for each in manifest.files if each.path == MODEL)
+    if claimed != size:
+        raise BundleError(f"{MANIFEST} says the model has {claimed} bytes", why=f"it has {size}", next_step=_NEXT)
+    follows = _verdict(manifest)
+    for name in (each.name for each in fields(BudgetVerdict)):
+        claim, derived = getattr(manifest.budget, name), getattr(follows, name)
+        if not _agree(claim, derived):
+            raise BundleError(
+                f"{MANIFEST} says of its budget: {name} {claim}",
+                why=f"its own numbers give {derived}; {'; '.join(follows.missed) or 'every limit is kept'}",
+                next_step="do not trust it: a promise that contradicts its proof was not written by edgeprune",
+            )
+    return follows
+
+
+def _verdict(manifest: Manifest) -> BudgetVerdict:
+    budget, seen = budget_of(manifest), manifest.measurement
+    facts = manifest.result.model_dump()
+    result = ModelFacts(**facts, latency_ms=seen.latency_ms.interval(), ratio=seen.ratio.interval())
+    # of milliseconds, the ratio rests on an earlier timing of the unpruned model, and decides nothing
+    limit_ratio = budget.latency.value if budget.latency.unit == "x" else manifest.budget.limit_ratio
+    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy, emulated=seen.emulated)
+
+
+def _agree(claim: Any, derived: Any) -> bool:
+    if isinstance(derived, tuple):  # of sentences, which may be worded otherwise in another version
+        return len(claim) == len(derived)
+    return math.isclose(claim, derived, rel_tol=1e-6) if isinstance(derived, float) else bool(claim == derived)
 
 
 def profile_of(manifest: Manifest) -> Profile:

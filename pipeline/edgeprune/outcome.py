@@ -6,6 +6,22 @@ from typing import Any
 
 from edgeprune.statistics import Interval, share_interval
 
+EMULATED_UNIT = "formula units"
+"""What the latencies of a formula or an emulator are counted in; they are no times."""
+
+PROMISES = ("latency", "accuracy", "size")
+"""What a budget may promise; the sentence of a promise that is not kept begins with its word."""
+
+
+def unit_of(emulated: bool) -> str:
+    """Return what a latency is printed in."""
+    return EMULATED_UNIT if emulated else "ms"
+
+
+def limit_of(requested: str, emulated: bool) -> str:
+    """Return a latency limit as the user wrote it, but no milliseconds where no clock gave any."""
+    return f"{requested.removesuffix('ms')} {EMULATED_UNIT}" if emulated and requested.endswith("ms") else requested
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
@@ -57,6 +73,20 @@ class BudgetVerdict:
     used: float
     missed: tuple[str, ...] = ()
 
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Return the words of `PROMISES` that are not kept."""
+        return tuple(each for each in PROMISES if any(said.startswith(f"{each}:") for said in self.missed))
+
+    def summary(self, emulated: bool) -> str:
+        """Return the verdict in one line; where something is missed, what it is and whether latency is part of it."""
+        limit, used = limit_of(self.requested, emulated), f"{100 * self.used:.1f} % used"
+        if self.met:
+            return f"{limit}: met, {used}"
+        latency = "latency MISSED" if "latency" in self.broken else "latency met"
+        others = [f"{each} MISSED" for each in self.broken if each != "latency"]
+        return f"{limit}: {', '.join([*others, latency, used])}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WidthChange:
@@ -85,6 +115,8 @@ class Outcome:
         seconds: stage → wall seconds.
         versions: package → version.
         conditions: of the final measurement.
+        warnings: what the user should look into, one sentence each.
+        flags: what the target found wrong with the final measurement, one sentence each.
         run_dir, bundle, archive, report: paths as text; empty until written.
     """
 
@@ -105,6 +137,8 @@ class Outcome:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     run_dir: str = ""
     bundle: str = ""
     archive: str = ""
@@ -121,6 +155,7 @@ class Outcome:
         fields["baseline"] = _facts(value["baseline"])
         fields["result"] = _facts(value["result"])
         fields["budget"] = BudgetVerdict(**{**value["budget"], "missed": tuple(value["budget"]["missed"])})
+        fields |= {name: tuple(value.get(name, ())) for name in ("flags", "warnings")}
         fields["widths"] = tuple(WidthChange(**each) for each in value["widths"])
         return cls(**fields)
 

@@ -5,6 +5,7 @@ contents ─write_bundle─▶ dist/resnet20/ ─pack─▶ dist/resnet20.tar
 
 import hashlib
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from edgeprune.manifest import (
     RUNNER,
     Signature,
     Tensor,
+    check_promise,
     parity_input,
     parity_output,
     seal,
@@ -37,7 +39,7 @@ from edgeprune.measurement import Measurement
 from edgeprune.outcome import ModelFacts, Outcome
 from edgeprune.parity_vectors import batch, stacked, to_npy
 from edgeprune.plan import Plan
-from edgeprune.profile import Profile
+from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.signature import read_signature
 from edgeprune.statistics import Interval
 
@@ -191,6 +193,7 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
         **outputs,
     }
     manifest = seal(_facts(contents, signature, samples) | {"files": _listing(others)})
+    check_promise(manifest)
     return others | {MANIFEST: manifest.to_bytes()}
 
 
@@ -319,22 +322,45 @@ def _card(facts: ModelFacts) -> dict[str, object]:
     }
 
 
+def how_to_verify(place: str, profile: Profile) -> str:
+    """Return the command that verifies a bundle in `place` with the profile it was made for, after what it needs."""
+    needs, line = _verifying(place, profile)
+    return f"{needs}: {line}" if needs else line
+
+
+def _verifying(place: str, profile: Profile) -> tuple[str, str]:
+    """Return what is needed to verify a bundle beside a shipped profile, and the command."""
+    line = shlex.join(["edgeprune", "verify", place, "--target", profile.name])
+    if profile.name in profile_names() and load_profile(profile.name).digest == profile.digest:
+        return "", line
+    needs = f"with the edgeprune.toml it was made with, or --target {profile.name}.toml if that was its target"
+    return needs, f"{line} --config edgeprune.toml"
+
+
 def _readme(contents: BundleContents) -> str:
-    outcome = contents.outcome
+    outcome, emulated = contents.outcome, contents.measurement.emulated
     ratio = contents.measurement.ratio(contents.budget.confidence, contents.budget.quantile)
+    needs, verify = _verifying(".", contents.profile)
     return _README.format(
         name=contents.name,
         target=outcome.target,
-        source="an emulator" if contents.measurement.emulated else "the device",
-        requested=outcome.budget.requested,
-        met="met" if outcome.budget.met else "missed",
+        source="an emulator" if emulated else "the device",
+        budget=outcome.budget.summary(emulated),
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-        before=f"{outcome.baseline.accuracy:.2%}",
-        after=f"{outcome.result.accuracy:.2%}",
+        before=_accuracy(outcome.baseline),
+        after=_accuracy(outcome.result),
         images=f"{outcome.result.test_images:,}",
         confidence=f"{contents.budget.confidence:.0%}",
         preprocessing=_preprocessing_line(contents.preprocessing),
+        machine="any machine, as no device was measured" if emulated else "the machine it was made for",
+        needs=f",\n{needs}" if needs else "",
+        verify=verify,
     )
+
+
+def _accuracy(facts: ModelFacts) -> str:
+    seen = facts.accuracy_interval
+    return f"{facts.accuracy:.2%} [{seen.low:.2%}, {seen.high:.2%}]"
 
 
 def _preprocessing_line(facts: Mapping[str, Any] | None) -> str:
@@ -348,9 +374,10 @@ _README = """\
 {name}: a pruned network, the latency it was measured at, and the means to check both.
 
     target          {target}
-    budget          {requested}, {met}
+    budget          {budget}
     latency ratio   {ratio} of the unpruned network, {confidence} interval, by {source}
-    accuracy        {before} before, {after} after, on {images} test images
+    accuracy        {before} before, {after} after
+                    on {images} test images; 95% interval of what as many others could show
     input           {preprocessing}
 
 Run it. Python 3.8 or newer, onnxruntime and numpy are all it needs:
@@ -362,9 +389,9 @@ Run it. Python 3.8 or newer, onnxruntime and numpy are all it needs:
 
 Each takes --json. Write nothing into this folder: a bundle holds exactly the files its manifest lists.
 
-Check the promise. With edgeprune installed, on the machine it was made for:
+Check the promise. With edgeprune installed, on {machine}{needs}:
 
-    edgeprune verify .
+    {verify}
 
 The digests in manifest.json show that nothing changed by accident. They are no signature: anybody can make a
 bundle, so take one only from where you trust.

@@ -65,13 +65,15 @@ def from_npy(content: bytes, tensor: Tensor, samples: int, name: str) -> list[Ar
     except ValueError as error:
         raise BundleError(f"{name} is not a .npy file", why=str(error)[:200]) from error
     rows = samples * batch(tensor)
-    fits = dtype.name == tensor.dtype and _fits(tensor, shape) and shape[0] == rows
+    ordered = dtype == dtype.newbyteorder("<")  # a runtime looks at the kind of number only, not at its bytes' order
+    fits = ordered and dtype.name == tensor.dtype and _fits(tensor, shape) and shape[0] == rows
     if version != (1, 0) or by_column or not fits:
         raise BundleError(f"{name} holds {dtype} {shape}", why=f"wanted {rows} rows of {tensor.dtype} {tensor.shape}")
     body = content[stream.tell() :]
     if len(body) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
         raise BundleError(f"{name} has {len(body)} bytes of data", why="not the number its header promises")
-    return list(np.split(np.frombuffer(body, dtype=dtype).reshape(shape), samples))
+    native = np.frombuffer(body, dtype=dtype).astype(dtype.newbyteorder("="), copy=False)
+    return list(np.split(native.reshape(shape), samples))
 
 
 def worst_excess(got: Mapping[str, Array], wanted: Mapping[str, Array], parity: Parity) -> float:

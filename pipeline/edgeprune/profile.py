@@ -9,6 +9,7 @@ channel_multiple = 8
 threads = 1
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
-from edgeprune.canonical import digest
+from edgeprune.canonical import canonical_json, digest
 from edgeprune.errors import ProfileError
 
 Option = str | int | float | bool | list[object]
@@ -106,7 +107,24 @@ def _checked(facts: dict[str, object]) -> Profile:
         if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and key != "options"):
             wanted = " or ".join(kind.__name__ for kind in _TYPES[key])
             raise ProfileError(f"profile {name!r}: {key} is {value!r}", why=f"a {wanted} is wanted")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ProfileError(f"profile {name!r}: {key} is {value!r}", why="a finite number is wanted")
+    _check_options(facts.get("options", {}), name)
     return Profile(**facts)  # type: ignore[arg-type]
+
+
+def _check_options(options: object, name: object) -> None:
+    """Check that JSON can say every option: a profile is hashed, and sent to its adapter, as JSON."""
+    assert isinstance(options, dict)
+    for key, value in options.items():
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError) as error:
+            raise ProfileError(
+                f"profile {name!r}: option {key!r} is {value!r}",
+                why="a number, text, true, false or a list of them is wanted",
+                next_step="write a date as text; NaN and infinity are no settings",
+            ) from error
 
 
 def profile_names() -> tuple[str, ...]:
@@ -125,10 +143,17 @@ def load_profile(name: str, overrides: Mapping[str, object] | None = None) -> Pr
     Raises:
         ProfileError: if there is no such profile or it is malformed.
     """
-    facts = _read(name)
+    facts = {"name": Path(name).stem} | _read(name)
     extra = dict(overrides or {})
-    options = dict(facts.get("options", {})) | dict(extra.pop("options", {}))  # type: ignore[call-overload]
-    return _checked({"name": Path(name).stem} | facts | extra | {"options": options})
+    options = _options(facts, name) | _options(extra, name)
+    return _checked(facts | extra | {"options": options})
+
+
+def _options(facts: Mapping[str, object], name: str) -> dict[str, object]:
+    options = facts.get("options", {})
+    if not isinstance(options, dict):
+        raise ProfileError(f"profile {name!r}: options is {options!r}", why="a table is wanted")
+    return options
 
 
 def _read(name: str) -> dict[str, object]:
@@ -136,17 +161,17 @@ def _read(name: str) -> dict[str, object]:
     source = Path(name) if name.endswith(".toml") else None
     try:
         if source is not None:
-            return tomllib.loads(source.read_text())
+            return tomllib.loads(source.read_text(encoding="utf-8"))
         if "/" in name or not shipped.is_file():
             raise ProfileError(
                 f"unknown target {name!r}",
                 why=f"shipped profiles are {', '.join(profile_names())}",
                 next_step="name one of them, or give the path of a profile ending in .toml",
             )
-        return tomllib.loads(shipped.read_text())
+        return tomllib.loads(shipped.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"cannot read profile {name!r}", why=str(error)) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {name!r} is not TOML", why=str(error)) from error
 
 

@@ -6,7 +6,7 @@ makes its accuracy before fine-tuning predict its accuracy after it (EagleEye, a
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -79,14 +79,13 @@ class Evaluator:
         """Return accuracy and entropy of a (cut) model on the validation images."""
         ready = folded(module, self._pairs)
         entropy_value = self._entropy(ready) if self._probe is not None else None
-        right = _right(ready.to(self.dtype), self._validation, self.dtype)
-        images = sum(len(labels) for _, labels in self._validation)
+        right, images = _right(ready.to(self.dtype), self._validation, self.dtype)
         return Quality(accuracy=right / images, entropy=entropy_value, images=images)
 
-    def accuracy(self, module: nn.Module, batches: Sequence[Batch]) -> float:
+    def accuracy(self, module: nn.Module, batches: Iterable[Batch]) -> float:
         """Return top-1 of a (cut) model on other labelled batches, in float32: what is shipped is float32."""
-        right = _right(folded(module, self._pairs), batches, torch.float32)
-        return right / sum(len(labels) for _, labels in batches)
+        right, images = _right(folded(module, self._pairs), batches, torch.float32)
+        return right / images
 
     def _activation_ranges(self) -> dict[str, tuple[float, float]]:
         ranges = {}
@@ -113,9 +112,13 @@ class Evaluator:
 
 
 @torch.inference_mode()
-def _right(module: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> int:
-    """Return how many images a module classifies correctly."""
-    return sum(int((module(x.to(dtype, memory_format=_layout(x))).argmax(1) == y).sum()) for x, y in batches)
+def _right(module: nn.Module, batches: Iterable[Batch], dtype: torch.dtype) -> tuple[int, int]:
+    """Return how many images a module classifies correctly, and of how many."""
+    right = images = 0
+    for x, y in batches:
+        right += int((module(x.to(dtype, memory_format=_layout(x))).argmax(1) == y).sum())
+        images += len(y)
+    return right, images
 
 
 def convolution_batch_norms(graph: onnx.ModelProto) -> dict[str, str]:

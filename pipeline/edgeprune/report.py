@@ -6,6 +6,7 @@ Every number that the page states carries its full precision and its name: ``<da
 value="0.48712">0.487x</data>``, so that a test can hold the page against the ledger.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -44,6 +45,7 @@ def render_run(run_dir: Path) -> Path:
         LedgerError: if the ledger is damaged.
         StorageFull: if the disk is full; an earlier report is left whole.
     """
+    _check_is_run(Path(run_dir))
     run_dir = Path(run_dir).absolute()
     with Ledger.open(run_dir / "ledger.sqlite", read_only=True) as ledger:
         page = _page_of(ledger, run_dir)
@@ -51,6 +53,24 @@ def render_run(run_dir: Path) -> Path:
     with storage_errors(path), replacing(path) as stream:
         stream.write(page.encode())
     return path
+
+
+def _check_is_run(place: Path) -> None:
+    """Refuse what is not a run, and name the run if it lies beside, as it does for a bundle and its archive."""
+    if (place / "ledger.sqlite").is_file():
+        return
+    there = "there is no ledger in it" if place.is_dir() else "it is a file" if place.exists() else "it does not exist"
+    run = _run_beside(place)
+    next_step = shlex.join(["edgeprune", "report", str(run)]) if run else "name the folder of a run, dist/<name>.run"
+    raise ConfigError(f"{place} is not the folder of a run", why=there, next_step=next_step)
+
+
+def _run_beside(place: Path) -> Path | None:
+    whole = place.resolve()
+    run = whole.with_name(whole.name.removesuffix(".tar") + ".run")
+    if not (run / "ledger.sqlite").is_file():
+        return None
+    return run if place.name in ("", "..") else place.with_name(run.name)
 
 
 def _page_of(ledger: Ledger, run_dir: Path) -> str:

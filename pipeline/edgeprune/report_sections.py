@@ -12,7 +12,7 @@ from markupsafe import Markup
 from edgeprune import charts, quantities
 from edgeprune.charts import Dot, Landmark, Row, Spot
 from edgeprune.measurement import Measurement
-from edgeprune.outcome import ModelFacts, Outcome
+from edgeprune.outcome import ModelFacts, Outcome, limit_of
 from edgeprune.report_subject import About, Seen
 from edgeprune.statistics import Interval
 from edgeprune.svg import clean
@@ -61,7 +61,8 @@ def verdict(outcome: Outcome | None, seen: Sequence[Seen], about: About) -> dict
 
 
 def _title(outcome: Outcome) -> str:
-    title = "Budget met" if outcome.budget.met else "Budget missed"
+    broken = " and ".join(outcome.budget.broken)
+    title = "Budget met" if outcome.budget.met else f"Budget missed in {broken}" if broken else "Budget missed"
     return f"{title}, in emulation" if outcome.emulated else title
 
 
@@ -90,15 +91,15 @@ def _promise_in_ms(outcome: Outcome, about: About) -> Markup:
     share = _ratio("result.ratio.p50", ratio.p50)
     parts = [
         Markup("{} was asked for.").format(_asked(outcome)),
-        Markup("The result takes {} ms, {} of the unpruned latency;").format(p50, share),
-        Markup("the {} of its milliseconds is {}\u2013{}.").format(about.sure, low, high),
+        Markup("The result takes {} {}, {} of the unpruned latency;").format(p50, about.unit, share),
+        Markup("the {} is {}\u2013{} {}.").format(about.sure, low, high, about.unit),
         Markup("{} of the budget is used.").format(_used(outcome)),
     ]
     return Markup(" ").join(parts)
 
 
 def _asked(outcome: Outcome) -> Markup:
-    requested, limit = clean(outcome.budget.requested), outcome.budget.limit_ratio
+    requested, limit = clean(limit_of(outcome.budget.requested, outcome.emulated)), outcome.budget.limit_ratio
     if requested.endswith("x"):
         return Markup("<strong>{}</strong>").format(number("budget.limit_ratio", limit, requested))
     share = number("budget.limit_ratio", limit, f"{limit:.4g}x")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeprune import quantities
-from edgeprune.outcome import Outcome
+from edgeprune.outcome import Outcome, limit_of, unit_of
 from edgeprune.statistics import Interval
 from edgeprune.trial import Trial
 
@@ -58,17 +58,17 @@ def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
         known |= {name: getattr(outcome, name) for name in of_outcome}
         known |= {"requested": outcome.budget.requested, "limit_ratio": outcome.budget.limit_ratio}
     metric, emulated = known.get("metric", "latency_ns"), known.get("emulated", False)
-    measured = metric == "latency_ns" and not emulated
+    counted = emulated or metric == "latency_ns"
     return About(
         model=known.get("model", "a model"),
         target=known.get("target", "a target"),
         strategy=known.get("strategy", ""),
         seed=known.get("seed"),
-        requested=known.get("requested", ""),
+        requested=limit_of(known.get("requested", ""), emulated),
         limit=known.get("limit_ratio"),
         emulated=emulated,
-        unit="ms" if measured else metric,
-        scale=1.0 if measured else 1e6,
+        unit=unit_of(emulated) if counted else metric,
+        scale=1.0 if counted else 1e6,
         confidence=known.get("confidence", 0.95),
         quantile=known.get("quantile", 0.5),
         planned=known.get("trials"),

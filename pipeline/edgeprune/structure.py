@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeprune.channels import ChannelMap, Owners, trace_channels
-from edgeprune.coupling import CONVOLUTIONS, Axis, Coupling, couple, is_depthwise, tied, uncoupled
+from edgeprune.coupling import CONVOLUTIONS, CUTTABLE, Axis, Coupling, couple, is_depthwise, tied, uncoupled
 from edgeprune.errors import ConfigError, ModelError, PlanError
 from edgeprune.layer import Layer
 from edgeprune.plan import Group, Plan, Space
@@ -48,6 +48,7 @@ class Structure:
         classes: axis → class of coupled channels that each channel belongs to; -1: none.
         channels: the same for the ONNX graph, with the edits a plan fills in.
         coupled_by: who says which channels are coupled: "torch-pruning", or "the graph" where the two disagree.
+        bystanders: modules and bare parameters of no kind that edgeprune cuts, in the order of the module.
     """
 
     space: Space
@@ -58,6 +59,7 @@ class Structure:
     classes: Mapping[Axis, Owners]
     channels: ChannelMap
     coupled_by: str
+    bystanders: tuple[Unprunable, ...] = ()
 
     def alive(self, plan: Plan) -> NDArray[np.bool_]:
         """Return whether each class of coupled channels is kept; indexed by class, and -1 (fixed) is kept.
@@ -100,16 +102,26 @@ class Structure:
     def unprunable(self) -> tuple[Unprunable, ...]:
         """Return every output channel that no plan may remove, by layer and reason, in graph order.
 
-        Layers that the graph does not hold come after those it does; weights that belong to no layer come last, under
-        the name of their node.
+        After the layers of the graph come those it does not hold, batch norms and slopes that no group takes along,
+        and the bystanders; weights that belong to no layer come last, under the name of their node. Every parameter of
+        the module is in a group or in here: what is passed over in silence looks like a mistake.
         """
-        named = [layer.name for layer in self.layers]
-        named += [name for name, side in self.classes if side == "in" and name not in self.channels.nodes]
+        known = {each.layer for each in self.bystanders}
+        named = [layer.name for layer in self.layers if layer.name not in known]
+        named += [name for name, side in self.classes if side == "in" and name not in {*self.channels.nodes, *known}]
+        named += [name for name in self._per_channel if name not in known and not self._moves(name)]
         strays = [
             Unprunable(layer=node, channels=size, of=size, reason="its weight belongs to no layer of the module")
             for node, size in self.channels.strays.items()
         ]
-        return (*(each for name in named for each in self._staying(name)), *strays)
+        return (*(each for name in named for each in self._staying(name)), *self.bystanders, *strays)
+
+    @property
+    def _per_channel(self) -> list[str]:
+        return [name for name, side in self.classes if side == "out" and (name, "in") not in self.classes]
+
+    def _moves(self, layer: str) -> bool:
+        return not self._grouped.isdisjoint(self.classes[layer, "out"].tolist())
 
     def _staying(self, layer: str) -> Iterable[Unprunable]:
         owners = self.classes[layer, "out"].tolist()
@@ -158,7 +170,9 @@ def build_structure(
     """
     coupled_by, coupling, channels = _settled(module, example, graph)
     bundles = _bundles(coupling, tuple(channels.nodes))
-    reasons = _whole(bundles, dict(channels.frozen) | _excluded(coupling, exclude))
+    bystanders = tuple(_bystanders(module))
+    frozen = dict(channels.frozen) | _held(coupling, bystanders) | _excluded(coupling, exclude, bystanders)
+    reasons = _whole(bundles, frozen)
     free = [bundle for bundle in bundles if bundle.units[0] not in reasons]
     chosen: list[tuple[Group, _Bundle]] = []
     for bundle, removable in zip(free, _removable(free, channels), strict=True):
@@ -176,6 +190,7 @@ def build_structure(
         classes=coupling.classes,
         channels=channels,
         coupled_by=coupled_by,
+        bystanders=bystanders,
     )
 
 
@@ -265,8 +280,15 @@ def _settled(module: nn.Module, example: torch.Tensor, graph: onnx.ModelProto) -
     return coupled_by, coupling, channels
 
 
-def _excluded(coupling: Coupling, patterns: Sequence[str]) -> dict[int, str]:
-    layers = {layer for layer, _ in coupling.classes}
+def _held(coupling: Coupling, bystanders: Iterable[Unprunable]) -> dict[int, str]:
+    """Return the classes of bystanders that are layers of a kind edgeprune could cut, were they elsewhere."""
+    none = np.empty(0, dtype=np.int64)
+    owners = ((each.reason, coupling.classes.get((each.layer, "out"), none)) for each in bystanders)
+    return {owner: reason for reason, held in owners for owner in held.tolist() if owner >= 0}
+
+
+def _excluded(coupling: Coupling, patterns: Sequence[str], bystanders: Iterable[Unprunable]) -> dict[int, str]:
+    layers = {layer for layer, _ in coupling.classes} | {each.layer for each in bystanders}
     for pattern in patterns:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise ConfigError(
@@ -355,6 +377,69 @@ def _too_narrow(group: Group, multiple: int) -> str:
     if group.width == 1:
         return f"its {channels} channels can only go together"
     return f"its {channels} channels leave no smaller multiple of {multiple} that is allowed"
+
+
+# -- what edgeprune never cuts ---------------------------------------------------------------------------------------
+
+_NEVER_CUT: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.RNNBase, nn.RNNCellBase), "recurrent layers"),
+    ((nn.MultiheadAttention,), "attention"),
+    ((nn.Embedding, nn.EmbeddingBag), "embeddings"),
+    (
+        (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        "normalisations other than batch norm",
+    ),
+)
+
+
+def _bystanders(module: nn.Module) -> Iterable[Unprunable]:
+    """Yield what holds parameters and is of no kind that edgeprune cuts."""
+    attention = (each for each in module.modules() if isinstance(each, nn.MultiheadAttention))
+    inside: dict[nn.Module, nn.Module] = {each.out_proj: each for each in attention}
+    for name, layer in module.named_modules():
+        own = dict(layer.named_parameters(recurse=False))
+        reason = _never_cut(inside.get(layer, layer))
+        if reason and own:
+            yield _whole_layer(name, layer, reason)
+        elif not isinstance(layer, CUTTABLE):
+            yield from (_bare(_below(name, each), tensor, layer) for each, tensor in own.items())
+
+
+def _never_cut(layer: nn.Module) -> str | None:
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return "it has one slope for all channels"
+    what = next((what for kinds, what in _NEVER_CUT if isinstance(layer, kinds)), None)
+    return what and f"edgeprune does not cut {what} ({type(layer).__name__})"
+
+
+def _whole_layer(name: str, layer: nn.Module, reason: str) -> Unprunable:
+    width = _width(layer)
+    return Unprunable(layer=name, channels=width, of=width, reason=reason)
+
+
+def _bare(name: str, tensor: torch.Tensor, holder: nn.Module) -> Unprunable:
+    size, shape = _last_side(tensor), " x ".join(map(str, tensor.shape)) or "one number"
+    reason = f"edgeprune does not cut parameters that {type(holder).__name__} holds itself ({shape})"
+    return Unprunable(layer=name, channels=size, of=size, reason=reason)
+
+
+def _width(layer: nn.Module) -> int:
+    if isinstance(layer, nn.RNNBase):
+        return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+    if isinstance(layer, nn.RNNCellBase):
+        return layer.hidden_size
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return _last_side(next(layer.parameters(recurse=False)))
+
+
+def _last_side(tensor: torch.Tensor) -> int:
+    """Return the last side longer than one: the channels of a token, a scale, a row of an embedding."""
+    return next((side for side in reversed(tensor.shape) if side > 1), 1)
+
+
+def _below(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

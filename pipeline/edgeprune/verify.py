@@ -6,33 +6,35 @@ first, or `BundleError`, and nothing that came with the bundle is run
     samples   the claimed intervals are those of the raw samples
     profile   it was measured with the profile that is asked about
     runner    runner.py is one that we know
+    promise   met or missed: it follows from those intervals, the accuracies and the model's size
 then, and all of it is reported
-    promise   the bundle itself says that its budget was met
+    promise   what the bundle says of its budget is: met
     parity    on the target, the recorded inputs give the recorded answers
     selftest  so says runner.py as well, in a process of its own
     latency   measured again, the budget is not out of reach
     machine   it is the machine the promise was measured on
 """
 
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeprune import __version__
 from edgeprune.artifact import Artifact
-from edgeprune.budget import Budget
 from edgeprune.bundle import Bundle, open_bundle
 from edgeprune.canonical import file_sha256
-from edgeprune.errors import BudgetMissed, BundleError, ConfigError, EdgepruneError, ParityFailed, ResultError
-from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, profile_of
+from edgeprune.errors import BudgetMissed, BundleError, ConfigError, ParityFailed, ResultError
+from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.pack import derived, shipped_runner
+from edgeprune.outcome import limit_of, unit_of
+from edgeprune.pack import derived, how_to_verify, shipped_runner
 from edgeprune.parity_vectors import worst_excess
 from edgeprune.profile import Profile
 from edgeprune.signature import input_specs, read_signature
@@ -46,6 +48,7 @@ RUNNER_LIMIT_S = 300.0
 
 _MACHINE = "cpu_model"
 _RUNTIME = "onnxruntime"
+_INTERVALS = ("ratio", "latency_ms", "baseline_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +69,13 @@ class VerifyReport:
     """Everything that was looked at, in order, and what was not.
 
     Attributes:
+        emulated: the claimed latency comes from a formula or an emulator.
         skipped: what was not looked at and why, one sentence each.
     """
 
     name: str
     checks: tuple[Check, ...]
+    emulated: bool
     skipped: tuple[str, ...] = ()
 
     @property
@@ -93,10 +98,31 @@ class VerifyReport:
     def to_json(self) -> dict[str, object]:
         """Return the report as JSON values."""
         checks = [check.to_json() for check in self.checks]
-        return {"bundle": self.name, "ok": self.ok, "checks": checks, "skipped": list(self.skipped)}
+        facts = {"bundle": self.name, "ok": self.ok, "emulated": self.emulated}
+        return {**facts, "checks": checks, "skipped": list(self.skipped)}
 
 
 _GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed}
+
+
+def own_profile(bundle: Path, candidates: Sequence[Profile]) -> Profile:
+    """Return the one of `candidates` that a bundle was made for, or else the first of the same name.
+
+    Raises:
+        BundleError: if none has the name of the bundle's profile, or the bundle is not whole.
+        ConfigError: if there is nothing at `bundle`.
+    """
+    with open_bundle(bundle) as whole:
+        theirs = profile_of(whole.manifest)
+    named = [each for each in candidates if each.name == theirs.name]
+    exact = [each for each in named if each.digest == theirs.digest]
+    if not named:
+        raise BundleError(
+            f"the bundle was made for the profile {theirs.name!r}, which is not known here",
+            why=f"known are {', '.join(sorted({each.name for each in candidates}))}",
+            next_step=how_to_verify(str(bundle), theirs),
+        )
+    return (exact or named)[0]
 
 
 def verify(
@@ -124,7 +150,7 @@ def verify(
         CompileError, LabError: from the target.
     """
     with open_bundle(path) as bundle:
-        checks = [_bytes(bundle), _model(bundle), _samples(bundle), _profile(bundle, profile)]
+        checks = [_bytes(bundle), _model(bundle), _samples(bundle), _profile(bundle, profile, path)]
         checks += [_runner(bundle, trust_runner), _promise(bundle)]
         reference = _reference(bundle, baseline)
         skipped = ["accuracy: the bundle holds no test data"]
@@ -138,7 +164,10 @@ def verify(
             checks += [_latency(bundle, seen, reference), *_machine(bundle.manifest.measurement, seen)]
         elif target is not None:
             skipped.append("latency, machine: not measured again, as asked")
-        return VerifyReport(name=bundle.manifest.name, checks=tuple(checks), skipped=tuple(skipped))
+        manifest = bundle.manifest
+        return VerifyReport(
+            name=manifest.name, checks=tuple(checks), emulated=manifest.measurement.emulated, skipped=tuple(skipped)
+        )
 
 
 def _bytes(bundle: Bundle) -> Check:
@@ -164,7 +193,7 @@ def _samples(bundle: Bundle) -> Check:
     """Derive the claim again from the raw samples."""
     claimed, seen = bundle.manifest.measurement, bundle.measurement()
     try:
-        again = derived(seen, budget_of(bundle))
+        again = derived(seen, budget_of(bundle.manifest))
     except (ValueError, TypeError, ZeroDivisionError, IndexError, OverflowError) as error:
         raise BundleError(f"{MEASUREMENT} holds no usable samples", why=str(error)[:200]) from error
     author = bundle.manifest.versions.get("edgeprune", "?")
@@ -174,13 +203,20 @@ def _samples(bundle: Bundle) -> Check:
         raise BundleError(f"{MANIFEST} claims {differs} {claim}", why=f"the samples give {again[differs]}")
     if (seen.profile_digest, seen.emulated) != (bundle.manifest.profile_digest, claimed.emulated):
         raise BundleError(f"{MEASUREMENT} was taken with another profile than the manifest names")
-    detail = f"ratio {claimed.ratio}, {claimed.latency_ms} ms from {claimed.calls} calls in {claimed.sessions} sessions"
+    latency = f"{claimed.latency_ms} {unit_of(claimed.emulated)}"
+    detail = f"ratio {claimed.ratio}, {latency} from {claimed.calls} calls in {claimed.sessions} sessions"
     detail += ", emulated" if claimed.emulated else ""
     if not differs:
         return Check(name="samples", ok=True, detail=detail)
-    now = Interval(**again["ratio"])  # statistics may change between versions, but not by more than they promise
+    now = Interval(**again["ratio"])
     detail += f", as edgeprune {author} saw it; today's statistics give a ratio of {_shown(now)}"
-    return Check(name="samples", ok=claimed.ratio.low <= now.p50 <= claimed.ratio.high, detail=detail)
+    return Check(name="samples", ok=_nearly(claimed, again), detail=detail)
+
+
+def _nearly(claimed: Proof, again: Mapping[str, Any]) -> bool:
+    """Statistics may change between versions, but not by more than they promise."""
+    pairs = ((getattr(claimed, name), again[name]["p50"]) for name in _INTERVALS)
+    return all(interval.low <= p50 <= interval.high for interval, p50 in pairs)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -189,49 +225,51 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def budget_of(bundle: Bundle) -> Budget:
-    """Return the budget the bundle was made for.
-
-    Raises:
-        BundleError: if it contradicts itself.
-    """
-    fields = ("latency", "quantile", "confidence", "max_accuracy_drop", "size_mib")
-    facts = bundle.manifest.budget.model_dump()
-    try:
-        return Budget.from_json({name: facts[name] for name in fields})
-    except EdgepruneError as error:
-        raise BundleError(f"{MANIFEST}: the budget cannot be read", why=str(error)) from error
-
-
-def _profile(bundle: Bundle, profile: Profile) -> Check:
+def _profile(bundle: Bundle, profile: Profile, path: Path) -> Check:
     if profile.digest != bundle.manifest.profile_digest:
-        theirs, ours = profile_of(bundle.manifest).to_json(), profile.to_json()
+        made_for = profile_of(bundle.manifest)
+        theirs, ours = made_for.to_json(), profile.to_json()
         differ = [key for key in ours if key not in ("address", "description") and ours[key] != theirs[key]]
         raise BundleError(
             f"the bundle was made for another profile than {profile.name!r}",
             why="; ".join(f"{key} was {theirs[key]!r} and is {ours[key]!r}" for key in differ),
-            next_step=f"verify it with the profile it was made for, {bundle.manifest.profile['name']!r}",
+            next_step=how_to_verify(str(path), made_for),
         )
     return Check(name="profile", ok=True, detail=f"{profile.name}, digest {profile.digest[:12]}")
 
 
 def _runner(bundle: Bundle, trusted: bool) -> Check:
     """Refuse to run code that came with the bundle unless it is ours: the digests do not say who made it."""
-    known = bundle.runner.read_bytes() == shipped_runner()
+    theirs, ours = bundle.runner.read_bytes(), shipped_runner()
+    known = theirs == ours
     if not (known or trusted):
+        author = bundle.manifest.versions.get("edgeprune", "?")
+        whole = (
+            f"verify it with edgeprune {author}"
+            if author != __version__
+            else "run its deploy again for a bundle with this runner"
+        )
         raise BundleError(
             f"{RUNNER} is not the one this edgeprune puts into bundles, so it was not run",
-            why=f"the bundle says it was written by edgeprune {bundle.manifest.versions.get('edgeprune', '?')}",
-            next_step="verify it with that version, or pass --trust-runner if you trust where the bundle came from",
+            why=f"its SHA-256 is {_short(theirs)}..., by edgeprune {author}; "
+            f"ours is {_short(ours)}..., of edgeprune {__version__}",
+            next_step=f"{whole}, or pass --trust-runner if you trust where the bundle came from",
         )
     return Check(name="runner", ok=True, detail="as shipped" if known else "unknown, and trusted because you said so")
 
 
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def _promise(bundle: Bundle) -> Check:
-    """Hold the bundle to its own words: it may have been written although it misses its budget."""
-    said = bundle.manifest.budget
-    verdict = f"{said.requested}, used to {said.used:.1%}" if said.met else f"{said.requested}, missed: "
-    return Check(name="promise", ok=said.met, detail=verdict + "; ".join(said.missed))
+    """Hold the bundle to its own words: it may have been written although it misses its budget.
+
+    Its intervals were held to the samples before, its sizes to the files.
+    """
+    said = check_promise(bundle.manifest)
+    summary = said.summary(bundle.manifest.measurement.emulated)
+    return Check(name="promise", ok=said.met, detail="; ".join([summary, *said.missed]))
 
 
 def _parity(bundle: Bundle, target: Target) -> Check:
@@ -263,8 +301,9 @@ def _said(output: bytes) -> str:
     """Return the runner's report as one sentence, empty if it made none."""
     try:
         report = json.loads(output)
-        if report["status"]:
-            return str(report["diagnostics"][0]).strip()
+        if report["status"] not in ("ok", 0):  # numbers and text: runners of old bundles, if they are trusted
+            first = report["diagnostics"][0]
+            return f"{first['what']} {first['why']}".strip() if isinstance(first, dict) else str(first).strip()
         data = report["data"]
         return (
             f"{data['files']} files, {data['samples']} samples, worst at {data['worst_of_tolerance']:.3g} of tolerance"
@@ -291,7 +330,7 @@ def _reference(bundle: Bundle, baseline: Path | None) -> Artifact | None:
 
 def _measured(bundle: Bundle, target: Target, reference: Artifact | None) -> Measurement:
     """Time the model against the unpruned one, or against itself where there is none."""
-    budget, engine = budget_of(bundle), target.compile(bundle.model)
+    budget, engine = budget_of(bundle.manifest), target.compile(bundle.model)
     ratio = budget.latency.unit == "x" and reference is not None
     sampling = Sampling(
         reference=target.compile(reference) if reference else engine,
@@ -306,15 +345,16 @@ RULE = "the whole interval would have to lie above"
 
 def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> Check:
     """Compare with the budget; it is out of reach only if the whole interval is."""
-    budget, claimed = budget_of(bundle), bundle.manifest.measurement
+    budget, claimed = budget_of(bundle.manifest), bundle.manifest.measurement
     now_ms = seen.latency_ms(budget.confidence, budget.quantile)
-    absolute = f"{_shown(now_ms)} ms now, {claimed.latency_ms} ms claimed"
+    unit, limit = unit_of(seen.emulated), limit_of(str(budget.latency), seen.emulated)
+    absolute = f"{_shown(now_ms)} {unit} now, {claimed.latency_ms} {unit} claimed"
     if budget.latency.unit == "ms":
-        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {budget.latency}"
+        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {limit}"
     elif reference is not None:
         now = seen.ratio(budget.confidence, budget.quantile)
         ok = now.low <= budget.latency.value
-        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {budget.latency}; {absolute}"
+        found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {limit}; {absolute}"
     else:
         ok = now_ms.low <= claimed.latency_ms.high * (1 + ABSOLUTE_SLACK)
         found = (

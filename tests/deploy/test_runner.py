@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from small_bundle import (
     INPUTS,
     OUTPUTS,
@@ -30,10 +32,13 @@ from small_bundle import (
     write_two_port_model,
 )
 
+from edgeprune import __version__, errors
 from edgeprune.canonical import canonical_json, digest
 from edgeprune.pack import shipped_runner, write_bundle
 
 Run = Callable[..., tuple[int, str, str]]
+DIAGNOSTIC = {"kind", "blame", "what", "why", "next"}
+"""Keys of a diagnostic of the command line."""
 
 
 @pytest.fixture
@@ -138,16 +143,67 @@ def test_every_row_is_answered_though_the_graph_takes_one(bundle: Path, tmp_path
 def test_answers_are_printed_where_no_file_takes_them(bundle: Path, run: Run) -> None:
     status, out, _ = run(bundle, "--input", bundle / "parity/input_0.npy", "--json")
     said = json.loads(out)
-    assert (status, said["status"], said["command"], said["version"]) == (0, 0, "run", 1)
+    assert (status, said["status"], said["command"], said["version"]) == (0, "ok", "run", __version__)
     assert said["data"]["outputs"]["y"] == {"dtype": "float32", "shape": [4, 2], "values": OUTPUTS.tolist()}
     _, out, _ = run(bundle, "--input", bundle / "parity/input_0.npy")
     assert "[9.0, 12.0]" in out
 
 
-def test_an_answer_that_is_not_a_number_is_null_in_json(bundle: Path, tmp_path: Path, run: Run) -> None:
-    rows = saved(tmp_path / "x.npy", np.full((1, 3), np.nan, np.float32))
-    _, out, _ = run(bundle, "--input", rows, "--json")
-    assert json.loads(out)["data"]["outputs"]["y"]["values"] == [[None, None]]
+def test_an_answer_that_is_not_a_number_is_null_in_json_and_noted(bundle: Path, tmp_path: Path, run: Run) -> None:
+    """The input is finite, so the request was right; the model overflows."""
+    rows = saved(tmp_path / "x.npy", np.stack([np.ones(3), np.full(3, 3e38)]).astype(np.float32))
+    status, out, _ = run(bundle, "--input", rows, "--json")
+    said = json.loads(out)
+    assert (status, said["status"]) == (0, "ok")
+    assert said["data"]["outputs"]["y"]["values"] == [[9.0, 12.0], [None, None]]
+    (warning,) = said["diagnostics"]
+    assert warning.keys() == DIAGNOSTIC
+    assert "output 'y' holds NaN or infinity, first in row 1" in warning["what"]
+    status, _, err = run(bundle, "--input", rows, "--output", tmp_path / "y.npy")
+    assert status == 0
+    assert "first in row 1" in err
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_not_a_number_is_refused(bundle: Path, tmp_path: Path, run: Run, strange: float) -> None:
+    rows = INPUTS.copy()
+    rows[2, 1] = strange
+    status, out, err = run(bundle, "--input", saved(tmp_path / "x.npy", rows), "--output", tmp_path / "y.npy")
+    assert (status, out) == (2, "")
+    assert "input 'x' holds NaN or infinity, first in row 2" in err
+    assert "next: " in err
+    assert not (tmp_path / "y.npy").exists()
+
+
+def image_bundle(folder: Path) -> Path:
+    """Write a bundle whose model takes N x 3 x 4 x 4 images and answers each with its pixels doubled."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "images", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(folder / "images.onnx"))
+    images = np.ones((3, 3, 4, 4), np.float32)
+    made = contents(folder / "images.onnx", parity_inputs={"x": images}, parity_outputs={"y": 2 * images})
+    return write_bundle(folder / "images", contents=made).path
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ((4, 4, 3), "add the batch axis, channels come before rows: x[None].transpose(0, 3, 1, 2)"),
+        ((1, 4, 4, 3), "channels come before rows: x.transpose(0, 3, 1, 2)"),
+        ((7, 4, 4, 3), "channels come before rows: x.transpose(0, 3, 1, 2)"),
+        ((3, 4, 4), "add the batch axis: x[None]"),
+        ((5, 5, 3), "give it that shape"),
+        ((4, 4), "give it that shape"),
+    ],
+)
+def test_an_image_whose_channels_come_last_is_told_how_to_turn_it(
+    tmp_path: Path, run: Run, shape: tuple[int, ...], hint: str
+) -> None:
+    folder = image_bundle(tmp_path)
+    status, _, err = run(folder, "--input", saved(tmp_path / "x.npy", np.ones(shape, np.float32)))
+    assert status == 2
+    assert err.rstrip().endswith(f"next: {hint}")
 
 
 def test_an_open_batch_and_a_batch_of_two_are_answered(tmp_path: Path, run: Run) -> None:
@@ -202,6 +258,20 @@ def test_a_wrong_input_is_explained(bundle: Path, tmp_path: Path, run: Run, arra
     status, _, err = run(bundle, "--input", saved(tmp_path / "x.npy", array))
     assert status == 2
     assert hint in err
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [INPUTS.astype(">f4"), np.asfortranarray(INPUTS), np.asfortranarray(INPUTS.astype(">f4"))],
+    ids=["big-endian", "by column", "both"],
+)
+def test_rows_are_answered_alike_however_their_file_spells_them(
+    bundle: Path, tmp_path: Path, run: Run, spelled: np.ndarray
+) -> None:
+    """The runtime reads bytes as this machine orders them, whatever a dtype says."""
+    status, out, _ = run(bundle, "--input", saved(tmp_path / "x.npy", spelled), "--json")
+    assert status == 0
+    assert json.loads(out)["data"]["outputs"]["y"]["values"] == OUTPUTS.tolist()
 
 
 def test_a_file_that_is_no_plain_npy_is_refused_and_never_unpickled(bundle: Path, tmp_path: Path, run: Run) -> None:
@@ -267,9 +337,53 @@ def test_a_bench_says_how_it_counted_and_that_it_is_absolute(bundle: Path, run: 
     assert 0 < seen["p5_ms"] <= seen["p50_ms"] <= seen["p95_ms"]
     assert 1 <= seen["clean_calls"] <= seen["calls"]
     assert seen["threads"] == 1
-    assert "edgeprune measure" in said["diagnostics"][0]
-    _, out, _ = run(bundle, "--bench", "--seconds", "0.05")
-    assert "absolute" in out
+    (warning,) = said["diagnostics"]
+    assert warning.keys() == DIAGNOSTIC
+    assert "edgeprune measure" in warning["next"]
+    _, out, err = run(bundle, "--bench", "--seconds", "0.05")
+    assert "ms median" in out
+    assert "absolute" in err
+
+
+# --- the envelope
+
+
+def test_it_is_of_the_version_that_ships_it(bundle: Path, run: Run) -> None:
+    assert json.loads(run(bundle, "--selftest", "--json")[1])["version"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "kind", "blame"),
+    [(1, "ParityFailed", "result"), (2, "UserError", "user"), (4, "BundleError", "artifact")],
+)
+def test_a_failure_has_the_envelope_of_the_command_line(
+    tmp_path: Path, run: Run, exit_code: int, kind: str, blame: str
+) -> None:
+    """The same keys, and words for kind and blame that are edgeprune's own."""
+    folder = write_small_bundle(tmp_path, parity_outputs={"y": OUTPUTS + np.float32(exit_code == 1)})
+    asked = ("--input", tmp_path / "none.npy") if exit_code == 2 else ("--selftest",)
+    if exit_code == 4:
+        (folder / "README.txt").unlink()
+    status, out, _ = run(folder, *asked, "--json")
+    said = json.loads(out)
+    (diagnostic,) = said["diagnostics"]
+    assert (status, said["status"], said["data"]) == (exit_code, "error", None)
+    assert diagnostic.keys() == DIAGNOSTIC
+    assert (diagnostic["kind"], diagnostic["blame"]) == (kind, blame)
+    error = getattr(errors, kind)
+    assert (error.blame, error.exit_code) == (blame, exit_code)
+    assert diagnostic["what"]
+    assert diagnostic["next"]
+
+
+def test_a_bug_is_called_that_with_its_traceback(bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda _: 1 / 0)
+    status, out, _ = run(bundle, "--selftest", "--json")
+    monkeypatch.undo()
+    (diagnostic,) = json.loads(out)["diagnostics"]
+    assert status == 70
+    assert (diagnostic["kind"], diagnostic["blame"]) == ("EdgepruneError", "bug")
+    assert "ZeroDivisionError" in diagnostic["why"]
 
 
 # --- the self-test
@@ -288,7 +402,7 @@ def test_a_model_that_answers_otherwise_fails_with_exit_1(tmp_path: Path, run: R
     assert status == 1
     assert "off by" in err
     status, out, _ = run(folder, "--selftest", "--json")
-    assert json.loads(out)["status"] == status == 1
+    assert (status, json.loads(out)["status"]) == (1, "error")
 
 
 def test_an_answer_that_is_not_a_number_fails(tmp_path: Path, run: Run) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError, ProfileError
 from edgeprune.intake.config import Config, FinetuneConfig, load_config
+from edgeprune.profile import load_profile
 from edgeprune.reward import RewardWeights
 
 MINIMAL = """
@@ -116,6 +117,11 @@ def test_a_mistake_comes_with_its_cure(tmp_path: Path, table: str, told: str) ->
         ('factory = "a:b"', 'arrays = "d.npz"\nmean = [0.5]\nstd = [0.5, 0.5]', "has 1 means and 2 stds"),
         ('factory = "a:b"', 'arrays = "d.npz"\nvalidation = 1.5', "a share between 0 and 1 or a whole number"),
         ('factory = "a:b"', 'folder = "d"\nimage_size = 64\nresize = 32', "resize 32 below image_size 64"),
+        ('factory = "a:b"', 'folder = "d"\nresize = 32', "data has resize without image_size"),
+        ('factory = "a:b"', 'arrays = "d.npz"\nimage_size = 32', "has image_size, which is for a folder's images"),
+        ('factory = "a:b"', 'factory = "c:d"\ngrayscale = true', "has grayscale, which is for a folder's images"),
+        ('factory = "a:b"', 'arrays = "d.npz"\nkwargs = {n = 3}', "has kwargs, which are a factory's"),
+        ('factory = "a:b"\nweights = "~nosuchuser/w.pt"', 'arrays = "d.npz"', "'~nosuchuser/w.pt', should be a path"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, model: str, data: str, told: str) -> None:
@@ -138,6 +144,13 @@ def test_a_file_that_is_absent_or_not_toml_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(path)
+
+
+def test_a_flag_with_a_home_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A ~ of somebody unknown is a mistake in the flag, not in the program."""
+    text = complaint(tmp_path, MINIMAL, **{"model.weights": "~nosuchuser/w.pt"})
+    assert "model.weights" in text
+    assert "~nosuchuser/w.pt" in text
 
 
 def test_an_override_cannot_go_through_a_value(tmp_path: Path) -> None:
@@ -212,6 +225,43 @@ def test_a_target_may_name_a_profile_file_beside_the_configuration(tmp_path: Pat
     assert (config.profile("box").adapter, config.profile("box").channel_multiple) == ("formula", 4)
     with pytest.raises(ProfileError, match="unknown target 'moon'"):
         config.profile("moon")
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("options = {block = nan}", "option 'block' is nan"),
+        ("options = {deep = [1, {x = inf}]}", "option 'deep' is"),
+        ("options = {since = 2024-01-01}", "option 'since' is"),
+        ("options = {at = 12:00:00}", "option 'at' is"),
+    ],
+)
+def test_options_that_json_cannot_say_are_refused(tmp_path: Path, table: str, told: str) -> None:
+    """A profile is hashed and sent as JSON, so a date or a NaN is an error of the profile, before any adapter."""
+    config = load_config(written(tmp_path, MINIMAL + f'[targets.box]\nprofile = "formula"\n{table}\n'))
+    with pytest.raises(ProfileError, match="profile 'box'") as caught:
+        config.profile("box")
+    assert told in str(caught.value)
+    assert config.profile("formula").digest
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'adapter = "\xff"', "is not TOML"),
+        (b'adapter = "formula"\ncooldown_c = nan', "cooldown_c is nan"),
+        (b'adapter = "formula"\noptions = 3', "options is 3"),
+        (b'adapter = "formula"\noptions = "ab"', "options is 'ab'"),
+        (b'adapter = "formula"\nchannel_multiple = 0', "is below 1"),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_explained(tmp_path: Path, content: bytes, told: str) -> None:
+    """Bytes that are not UTF-8, a NaN, options that are no table."""
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError) as caught:
+        load_profile(str(path))
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(

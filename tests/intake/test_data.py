@@ -40,9 +40,15 @@ def tensors(): return torch.from_numpy(X), torch.from_numpy(Y)
 def mapping(): return {"train": (X[:40], Y[:40]), "test": (X[40:], Y[40:])}
 def three(): return {"train": (X[:30], Y[:30]), "validation": (X[30:40], Y[30:40]), "test": (X[40:], Y[40:])}
 def dataset(): return Pictures()
-def mixed(): return {"train": TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), "test": Pictures()}
+def floats(): return X.astype(np.float32), Y
+def brain(): return torch.from_numpy(X).bfloat16(), torch.from_numpy(Y)
+def ragged(): return [[[1, 2], [3]]], [0]
+def ragged_labels(): return X, [[0], [1, 2]]
+def sparse(): return torch.zeros(4, 3, 6, 6).to_sparse(), torch.zeros(4, dtype=torch.int64)
+def mixed(): return {"train": TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), "test": (X[:, 1:], Y)}
 def burning(): return Pictures(bad=7)
 def odd(): return {"train": (X, Y), "holdout": (X, Y)}
+def more(): return {"images": X, "labels": Y, 3: Y}
 def empty(): return (X[:0], Y[:0])
 def text(): return "data"
 """
@@ -131,11 +137,13 @@ def test_named_splits_of_an_archive_are_kept(archive: Path) -> None:
         ("mapping", (36, 4, 20)),
         ("three", (30, 10, 20)),
         ("dataset", (43, 5, 12)),
+        ("brain", (43, 5, 12)),
     ],
 )
 def test_a_factory_may_return_any_usual_form(archive: Path, factory: str, sizes: tuple[int, int, int]) -> None:
-    """Arrays, tensors, mappings of them, and data sets of (image, label)."""
-    splits = loaded(archive, factory=f"feed:{factory}", **PLAIN)
+    """Arrays, tensors of any floating type, mappings of them, and data sets of (image, label)."""
+    normalised = factory in {"dataset", "brain"}
+    splits = loaded(archive, factory=f"feed:{factory}", **({} if normalised else PLAIN))
     assert (len(splits.train), len(splits.validation), splits.test_count) == sizes
     assert splits.input_shape == (1, 1, 6, 6)
 
@@ -152,10 +160,14 @@ def test_a_limit_takes_fewer_images_of_every_split(archive: Path) -> None:
     [
         ("burning", "reading image 7 failed: OSError: disk on fire"),
         ("odd", "remove holdout"),
+        ("more", "returned images, labels and 3"),
         ("empty", "is empty"),
         ("text", "returned a str"),
         ("absent", "has no 'absent'"),
         ("mixed", "test images are"),
+        ("ragged", "has images that are no array: ValueError"),
+        ("ragged_labels", "has labels that are no array: ValueError"),
+        ("sparse", "has images that are no array: TypeError"),
     ],
 )
 def test_a_factory_that_is_wrong_is_explained(archive: Path, factory: str, text: str) -> None:
@@ -183,13 +195,44 @@ GOOD = np.zeros((40, 6, 6), np.uint8)
 def test_arrays_that_are_wrong_are_explained(tmp_path: Path, images: Any, labels: Any, text: str) -> None:
     """Shapes, types, values and lengths."""
     np.savez(tmp_path / "d.npz", images=images, labels=labels)
-    assert text in told(tmp_path, arrays="d.npz", **PLAIN)
+    assert text in told(tmp_path, arrays="d.npz", **(PLAIN if images.dtype == np.uint8 else {}))
 
 
 def test_bytes_need_a_normalisation(archive: Path) -> None:
     """It cannot be guessed, and the error says what to set."""
     assert "set data.mean and data.std ([0.0] and [1.0]" in told(archive, arrays="d.npz")
     assert "1 channels and data.mean 3" in told(archive, arrays="d.npz", mean=(0, 0, 0), std=(1, 1, 1))
+
+
+@pytest.mark.parametrize("factory", ["floats", "dataset"])
+def test_floats_take_no_normalisation(archive: Path, factory: str) -> None:
+    """Whether they are normalised cannot be seen, so a mean that would be ignored is refused."""
+    assert loaded(archive, factory=f"feed:{factory}").train.mean == ()
+    text = told(archive, factory=f"feed:{factory}", **PLAIN)
+    assert "has float pixels, but data.mean and data.std are set" in text
+    assert "remove data.mean and data.std, or give bytes" in text
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"val_images": GOOD, "val_labels": np.arange(40)},
+        {"validation_images": GOOD},
+        {"weights": np.arange(40)},
+    ],
+)
+def test_arrays_that_would_be_ignored_are_refused(tmp_path: Path, extra: dict[str, Any]) -> None:
+    """A validation set under another name is not passed over in silence."""
+    np.savez(tmp_path / "d.npz", train_images=GOOD, train_labels=np.arange(40), **extra)
+    text = told(tmp_path, arrays="d.npz", **PLAIN)
+    assert f"d.npz has the array {min(extra)!r}" in text
+    assert "images and labels are understood, and both with train_, validation_ or test_ before them" in text
+
+
+def test_an_archive_has_something_to_learn_from(tmp_path: Path) -> None:
+    """A test set alone is no data set."""
+    np.savez(tmp_path / "d.npz", test_images=GOOD, test_labels=np.arange(40))
+    assert "images and labels are wanted" in told(tmp_path, arrays="d.npz", **PLAIN)
 
 
 def test_archives_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -241,6 +284,43 @@ def test_train_and_test_folders_share_their_classes(tmp_path: Path) -> None:
     assert (splits.input_shape, splits.test_count) == ((1, 1, 8, 8), 4)
     pictures(tmp_path / "d" / "test", {"z": 1})
     assert "has the class 'z'" in told(tmp_path, folder="d", **PLAIN)
+
+
+@pytest.mark.parametrize("strange", ["val", "Test", "extra"])
+def test_folders_that_would_be_ignored_are_refused(tmp_path: Path, strange: str) -> None:
+    """A validation set under another name is not passed over in silence."""
+    for split in ("train", "test", strange):
+        pictures(tmp_path / "d" / split, {"a": 6, "b": 6})
+    text = told(tmp_path, folder="d", grayscale=True, **PLAIN)
+    assert f"has the folder {strange!r} beside train/" in text
+    assert "validation/ and test/ are understood" in text
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("pgm", np.uint16), ("png", np.uint8)]
+)
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_pixels_of_16_bits_are_scaled_to_8(tmp_path: Path, suffix: str, dtype: Any, grayscale: bool) -> None:
+    """The largest value stays the largest and nothing saturates on the way."""
+    ramp = np.linspace(0, np.iinfo(dtype).max, 256).round().astype(dtype).reshape(16, 16)
+    (tmp_path / "d" / "a").mkdir(parents=True)
+    for each in range(6):
+        Image.fromarray(ramp).save(tmp_path / "d" / "a" / f"{each}.{suffix}")
+    channels = 1 if grayscale else 3
+    splits = loaded(tmp_path, folder="d", grayscale=grayscale, mean=(0,) * channels, std=(1,) * channels)
+    expected = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    assert splits.input_shape == (1, channels, 16, 16)
+    assert bool((splits.train.images == expected).all())
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_an_unknown_range_are_refused(tmp_path: Path, dtype: Any) -> None:
+    """Whole numbers of 32 bits and floats do not say what white is."""
+    (tmp_path / "d" / "a").mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 70_000, dtype)).save(tmp_path / "d" / "a" / "0.tif")
+    text = told(tmp_path, folder="d", **PLAIN)
+    assert "0.tif has 32 bits a pixel" in text
+    assert "save it with 8 or 16 bits" in text
 
 
 def test_images_are_scaled_by_the_short_side_and_cut_from_the_centre(tmp_path: Path) -> None:
@@ -320,6 +400,14 @@ def test_floats_are_handed_out_as_copies() -> None:
     images = ArraySet(images=torch.zeros(2, 1, 3, 3), labels=torch.zeros(2, dtype=torch.int64))
     images.tensor().add_(1)
     assert float(images.images.sum()) == 0
+
+
+@pytest.mark.parametrize("augment", ["none", "flip-crop"])
+def test_the_largest_seed_shuffles(augment: Any) -> None:
+    """The seed of `finetune` is multiplied twice on the way to a generator, which takes 64 bits."""
+    seed = (2**31 - 1) * 10_007 + 99
+    first, again = (list(labelled(8).batches(3, shuffle_seed=seed, augment=augment)) for _ in range(2))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(first, again, strict=True))
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,5 +1,8 @@
 """A model that is handed over works, or the error says what is wrong with it, why and what to do."""
 
+import contextlib
+import random
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ from torch import nn
 
 from edgeprune.errors import ModelError
 from edgeprune.intake.config import ModelConfig
+from edgeprune.intake.factory import importable
 from edgeprune.intake.model import LoadedModel, load_model
+from edgeprune.intake.weights import fill, read_state
 
 SOURCE = """
 import torch
@@ -52,6 +57,36 @@ class Exploding(nn.Module):
 class Moody(nn.Module):
     def forward(self, x):
         return x.flatten(1) + torch.rand(1)
+
+class Auxiliary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 6)
+    def forward(self, x):
+        logits = self.head(x.flatten(1))
+        return (logits, logits) if self.training else logits
+
+class Fails(Auxiliary):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("targets are needed")
+        return self.head(x.flatten(1))
+
+class Wider(Auxiliary):
+    def forward(self, x):
+        return torch.cat([self.head(x.flatten(1))] * (1 + self.training), 1)
+
+def renormed():
+    return nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(1, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def spectral():
+    return nn.Sequential(torch.nn.utils.spectral_norm(nn.Conv2d(1, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def locked():
+    import threading
+    made = net()
+    made.lock = threading.Lock()
+    return made
 
 answer = 42
 """
@@ -166,6 +201,39 @@ def test_absent_and_strange_weights_are_refused(folder: Path) -> None:
     assert "'epoch' is a int" in told(folder, weights="w.pt")
 
 
+@pytest.mark.parametrize("state", [{0: torch.zeros(1)}, {0: torch.zeros(1), "a": torch.zeros(1)}, {0: 1, "a": None}])
+def test_weights_without_names_are_refused(folder: Path, state: dict[object, object]) -> None:
+    """A number is not the name of a tensor."""
+    torch.save(state, folder / "w.pt")
+    assert "0 is not a name" in told(folder, weights="w.pt")
+
+
+def test_weights_that_a_module_cannot_take_are_refused(folder: Path) -> None:
+    """A sparse tensor, and a matrix where a number is wanted."""
+    torch.save(weights(folder) | {"0.bias": torch.zeros(8).to_sparse()}, folder / "w.pt")
+    assert "tensors in w.pt cannot be loaded into the model" in told(folder, weights="w.pt")
+    torch.save(weights(folder) | {"1.num_batches_tracked": torch.zeros(2, 2)}, folder / "w.pt")
+    assert "tensors in w.pt cannot be loaded into the model" in told(folder, weights="w.pt")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_mutated_weights_are_weights_or_an_error(folder: Path, form: str) -> None:
+    """Whatever bytes of a good file change, only a `ModelError` comes out."""
+    module, path = load(folder).module, folder / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(module.state_dict(), path)
+    else:
+        torch.save(module.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
+    whole, rng = path.read_bytes(), random.Random(form)
+    for _ in range(300):
+        mutated = bytearray(whole)
+        for _ in range(rng.choice([1, 4, 16])):
+            mutated[rng.randrange(len(whole))] = rng.randrange(256)
+        path.write_bytes(mutated)
+        with contextlib.suppress(ModelError):
+            fill(module, read_state(path), path.name)
+
+
 def test_a_factory_that_raises_keeps_the_original_error(folder: Path) -> None:
     """The original exception is chained, and its place is named."""
     with pytest.raises(ModelError, match=r"raised RuntimeError: no such block \(zoo.py:10 in raises\)") as caught:
@@ -187,11 +255,45 @@ def test_a_factory_that_raises_keeps_the_original_error(folder: Path) -> None:
         ("zoo:OneAtATime", {}, "cannot process 2 x 1 x 8 x 8"),
         ("zoo:Moody", {}, "not deterministic in eval mode"),
         ("zoo:Exploding", {}, "returns NaN or infinity"),
+        ("zoo:Auxiliary", {}, "zoo:Auxiliary in train mode returns a tuple"),
+        ("zoo:Fails", {}, "zoo:Fails in train mode cannot process 2 x 1 x 8 x 8: ValueError: targets are needed"),
+        ("zoo:Wider", {}, "zoo:Wider in train mode maps 2 x 1 x 8 x 8 to 2 x 12"),
+        ("zoo:renormed", {}, "zoo:renormed cannot be copied: RuntimeError"),
+        ("zoo:spectral", {}, "zoo:spectral cannot be copied: RuntimeError"),
+        ("zoo:locked", {}, "zoo:locked cannot be copied: TypeError"),
     ],
 )
 def test_a_factory_that_is_wrong_is_explained(folder: Path, factory: str, kwargs: dict[str, int], text: str) -> None:
     """Each way to be wrong has its own words."""
     assert text in told(folder, factory=factory, kwargs=kwargs)
+
+
+def test_what_only_train_mode_returns_is_told_with_its_cure(folder: Path) -> None:
+    """Otherwise fine-tuning would fail when the whole search is done."""
+    assert "return the logits alone in train mode as well, for example with kwargs aux_logits = false" in told(
+        folder, factory="zoo:Auxiliary"
+    )
+    assert "torch.nn.utils.remove_weight_norm" in told(folder, factory="zoo:renormed")
+
+
+def test_trying_train_mode_leaves_no_trace(folder: Path) -> None:
+    """Statistics of batch norms, the mode of every module and the random numbers to come are as they were."""
+    torch.manual_seed(3)
+    drawn = torch.rand(1)
+    module = load(folder, factory="zoo:net").module
+    norm = module.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.num_batches_tracked is not None
+    assert (float(norm.running_mean.abs().max()), int(norm.num_batches_tracked)) == (0.0, 0)
+    assert not any(each.training for each in module.modules())
+    dropout = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 3))
+    (folder / "given.py").write_text("module = None\ndef give():\n    return module\n")
+    with importable(folder):
+        import_module("given").module = dropout  # type: ignore[attr-defined]
+    torch.manual_seed(3)
+    load(folder, factory="given:give")
+    assert torch.equal(torch.rand(1), drawn)
 
 
 def test_a_module_that_cannot_be_imported_is_explained(folder: Path) -> None:
@@ -203,6 +305,26 @@ def test_a_module_that_cannot_be_imported_is_explained(folder: Path) -> None:
 def test_an_input_shape_that_does_not_fit_is_explained(folder: Path) -> None:
     """Three channels into a network for one."""
     assert "cannot process 1 x 3 x 8 x 8" in told(folder, input_shape=(1, 3, 8, 8))
+
+
+def test_images_with_their_channels_last_are_told_how_to_turn(folder: Path) -> None:
+    assert "transpose(0, 3, 1, 2)" in told(folder, input_shape=(1, 8, 8, 3))
+
+
+def test_a_model_with_two_inputs_is_told_to_have_one(folder: Path) -> None:
+    (folder / "two.py").write_text(
+        "from torch import nn\nclass Two(nn.Module):\n    def forward(self, image, mask, scale=1.0):\n"
+        "        return image * mask * scale\n"
+    )
+    said = told(folder, factory="two:Two")
+    assert "wrap the model in a module with one input: its forward takes image, mask" in said
+
+
+def test_an_input_shape_that_no_memory_holds_is_explained(folder: Path) -> None:
+    """The model is not blamed for it."""
+    assert "no image of the input shape 1 x 1 x 10000000 x 10000000 can be made" in told(
+        folder, input_shape=(1, 1, 10_000_000, 10_000_000)
+    )
 
 
 def test_the_data_may_give_the_input_shape(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """An exported program becomes a module with real layers and the same outputs, and nothing in the file is run."""
 
+import contextlib
 import json
+import random
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,6 +231,233 @@ def test_a_planted_call_is_refused(tmp_path: Path, target: str) -> None:
     path = rewritten(saved(tmp_path, trained(Residual()), dynamic=True), planted)
     with pytest.raises(ModelError, match="is not among the operators"):
         rebuild(read_program(path))
+
+
+# ------------------------------------------------------------------------------------------------------ planted code
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of an `Unusual`; what is made of it lies beside it."""
+    return saved(tmp_path_factory.mktemp("unusual"), trained(Unusual()), dynamic=True)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Return a copy of a program whose graph module went through `change`."""
+
+    def rewrite(name: str, content: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return content
+        top = json.loads(content)
+        change(top["graph_module"])
+        return json.dumps(top).encode()
+
+    return rewritten(path, rewrite)
+
+
+def refused(path: Path) -> str:
+    """Return what the user is told about a program that cannot be used."""
+    with pytest.raises(ModelError) as caught:
+        load_model(ModelConfig(program=path))
+    assert caught.value.exit_code == 2
+    assert caught.value.next_step
+    return str(caught.value)
+
+
+def call_of(module: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the first call of an operator in a program."""
+    return next(each for each in module["graph"]["nodes"] if f"aten.{name}." in each["target"])
+
+
+def touching(marker: Path) -> str:
+    """Return Python source that makes a file, with no dot in it."""
+    return f"exec({f'import pathlib; pathlib.Path({str(marker)!r}).touch()'!r})".replace(".", "\\x2e")
+
+
+@pytest.mark.parametrize("operator", ["mul", "conv2d"])
+def test_code_in_the_name_of_an_argument_is_not_run(tmp_path: Path, unusual: Path, operator: str) -> None:
+    """An argument that the operator does not have is refused: fx would print its name into the source it runs."""
+    marker = tmp_path / "harmed"
+    planted = {"name": f"alpha = {touching(marker)}, other2", "arg": {"as_int": 1}, "kind": 2}
+    text = refused(changed(unusual, lambda module: call_of(module, operator)["inputs"].append(planted)))
+    assert f"aten.{operator}" in text
+    assert "the argument 'alpha = exec(" in text
+    assert not marker.exists()
+
+
+def test_code_in_the_name_of_a_size_is_not_run(tmp_path: Path) -> None:
+    """Arithmetic on sizes has no schema; its two arguments are known all the same."""
+    marker = tmp_path / "harmed"
+
+    class Sized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.expand(x.size(0) * 2 // 2, 3, 8, 8).flatten(1)
+
+    def plant(module: dict[str, Any]) -> None:
+        call = next(each for each in module["graph"]["nodes"] if each["target"] == "_operator.mul")
+        call["inputs"][0]["name"] = touching(marker)
+
+    path = saved(tmp_path, Sized(), dynamic=True)
+    assert load_model(ModelConfig(program=path)).classes == 192
+    assert "it takes a, b" in refused(changed(path, plant))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("stored", ["gamma", "shared.weight", "offset"])
+def test_code_in_the_name_of_a_tensor_is_not_run(tmp_path: Path, unusual: Path, stored: str) -> None:
+    """A bare parameter, a layer's weight and a buffer: each name would be part of the source."""
+    marker = tmp_path / "harmed"
+    evil = f'training") or {touching(marker)} or getattr(self, "training'
+    name = stored.replace(stored.split(".")[0], evil)
+
+    def renamed(member: str, content: bytes) -> bytes:
+        if not member.endswith(".json"):
+            return content
+        return content.replace(json.dumps(stored).encode(), json.dumps(name).encode())
+
+    assert "has a layer or tensor named 'training" in refused(rewritten(unusual, renamed))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"as_int": {"a": 1}},
+        {"as_float": "1) or exec('1'"},
+        {"as_ints": ["1"]},
+        {"as_string": ["x"]},
+        {"as_tensor": {"name": "x); exec('1'"}},
+        {"as_name": 3},
+        {"as_scalar_type": "torch.float32"},
+        {"as_memory_format": "exec('1')"},
+        {"as_device": {"type": "exec('1')"}},
+        {"as_layout": "exec('1')"},
+        {"as_operator": "os.system"},
+    ],
+)
+def test_an_argument_of_another_kind_than_it_says_is_refused(unusual: Path, argument: dict[str, Any]) -> None:
+    """What becomes source is a number, text, or a name that was checked."""
+
+    def plant(module: dict[str, Any]) -> None:
+        call_of(module, "mul")["inputs"][1]["arg"] = argument
+
+    with pytest.raises(ModelError, match="is not a program"):
+        read_program(changed(unusual, plant))
+
+
+def test_text_in_an_argument_stays_text(tmp_path: Path) -> None:
+    """A string literal with quotes and newlines in it is only a mode that nobody knows."""
+    marker = tmp_path / "harmed"
+    text = f"'\"\n\\' + {touching(marker)} + '"
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.pad(x, (1, 1, 1, 1), mode="reflect").flatten(1)
+
+    def plant(module: dict[str, Any]) -> None:
+        (mode,) = (each for each in call_of(module, "pad")["inputs"] if each["name"] == "mode")
+        mode["arg"] = {"as_string": text}
+
+    path = saved(tmp_path, Padded(), dynamic=True)
+    assert load_model(ModelConfig(program=path)).classes == 300
+    assert "cannot process" in refused(changed(path, plant))
+    assert not marker.exists()
+
+
+def test_infinity_is_a_number(tmp_path: Path) -> None:
+    """JSON has no infinity, so the schema writes it as text."""
+
+    class Clamped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clamp(0.0, float("inf")).flatten(1)
+
+    path = saved(tmp_path, Clamped(), dynamic=True)
+    assert load_model(ModelConfig(program=path)).classes == 192
+
+
+def _unknown(module: dict[str, Any]) -> None:
+    call_of(module, "mul")["inputs"][1]["arg"]["as_tensor"]["name"] = "nowhere"
+
+
+def _without_data(module: dict[str, Any]) -> None:
+    del call_of(module, "conv2d")["inputs"][0]
+
+
+def _without_weight(module: dict[str, Any]) -> None:
+    del call_of(module, "conv2d")["inputs"][1]
+
+
+def _odd_padding(module: dict[str, Any]) -> None:
+    call_of(module, "conv2d")["inputs"].append({"name": "padding", "arg": {"as_string": "wide"}, "kind": 1})
+
+
+def _no_results(module: dict[str, Any]) -> None:
+    call_of(module, "conv2d")["outputs"] = []
+
+
+def _other_output(module: dict[str, Any]) -> None:
+    module["signature"]["output_specs"][0]["user_output"]["arg"]["as_tensor"]["name"] = "nowhere"
+
+
+@pytest.mark.parametrize("change", [_unknown, _without_data, _without_weight, _odd_padding, _no_results, _other_output])
+def test_a_graph_that_does_not_hold_together_is_refused(
+    unusual: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """A reference to nothing, an input that is missing, a padding that does not exist."""
+    path = changed(unusual, change)
+    assert "is not one that torch.export makes" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ([2, 3, -1, 8], "no image of the input shape 1 x 3 x -1 x 8"),
+        ([2, 3, "x", 8], "no image of the input shape 1 x 3 x x x 8"),
+        (None, "the input shape of changed.pt2 is unknown"),
+    ],
+)
+def test_an_input_of_a_strange_shape_is_refused(tmp_path: Path, sizes: list[Any] | None, text: str) -> None:
+    """A program of layers alone asks for the sizes of no value, so they are looked at last."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    def plant(module: dict[str, Any]) -> None:
+        if sizes is None:
+            del module["graph"]["tensor_values"]["x"]
+        else:
+            module["graph"]["tensor_values"]["x"]["sizes"] = [{"as_int": each} for each in sizes]
+
+    assert text in refused(changed(saved(tmp_path, Flat(), dynamic=False), plant))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_mutated_program_is_a_model_or_an_error(unusual: Path, seed: int) -> None:
+    """Whatever value of the graph is exchanged for whatever other, only a `ModelError` comes out."""
+    rng = random.Random(seed)
+
+    def mutate(module: dict[str, Any]) -> None:
+        spots = list(_spots(module))
+        holder, key = rng.choice(spots)
+        other, place = rng.choice(spots)
+        holder[key] = rng.choice([None, -1, 2**70, "", "a.b", [], {}, other[place]])
+
+    path = changed(unusual, mutate)
+    with contextlib.suppress(ModelError):
+        load_model(ModelConfig(program=path))
+
+
+def _spots(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place in nested lists and mappings."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _spots(value[key])
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:

@@ -224,10 +224,26 @@ def test_a_user_who_stops_loses_nothing(tmp_path: Path, ledger: Ledger) -> None:
 
 
 def test_no_trial_is_started_after_the_time_limit_but_old_ones_are_replayed(tmp_path: Path, ledger: Ledger) -> None:
-    """Replaying costs no time worth speaking of."""
     run(tmp_path, ledger, 2)
     rig = formula_bench.rig(tmp_path, ledger)
-    assert len(search(rig.bench, Narrowing(rig.problem), 4, Counter(), time_limit_s=0.0)) == 2
+    assert len(search(rig.bench, Narrowing(rig.problem), 4, Counter(), time_limit_s=1e-9)) == 2
+
+
+@pytest.mark.parametrize("limit_s", [1e-9, 1e9, None])
+def test_a_search_that_its_time_ended_stays_ended(tmp_path: Path, ledger: Ledger, limit_s: float | None) -> None:
+    """Whatever was settled on its trials: the same command later must not see more of them."""
+    rig = formula_bench.rig(tmp_path, ledger)
+    first = search(rig.bench, Narrowing(rig.problem), 4, Counter(), time_limit_s=1e-9)
+    again = formula_bench.rig(tmp_path, ledger)
+    assert search(again.bench, Narrowing(again.problem), 4, Counter(), time_limit_s=limit_s) == first
+    assert len(first) == 1
+
+
+def test_the_seconds_of_trials_before_a_kill_count(tmp_path: Path, ledger: Ledger) -> None:
+    run(tmp_path, ledger, 2)
+    seconds = sum(sum(each.seconds.values()) for each in ledger.trials("run"))
+    rig = formula_bench.rig(tmp_path, ledger)
+    assert len(search(rig.bench, Narrowing(rig.problem), 4, Counter(), time_limit_s=seconds)) == 2
 
 
 def test_the_stage_advances_with_every_trial_and_says_the_best(tmp_path: Path, ledger: Ledger) -> None:

@@ -35,12 +35,13 @@ HALF = 0.004
 class ToyBench:
     """A bench whose fresh timings are a toy's truth times noise that depends on the try.
 
-    Plans in `unlucky` are so much slower when they are to be confirmed.
+    Plans in `unlucky` are so much slower when they are to be confirmed, those in `refused_later` are refused then.
     """
 
     toy: Toy
     noise: float = 0.0
     refused: frozenset[str] = frozenset()
+    refused_later: frozenset[str] = frozenset()
     unlucky: dict[str, float] = field(default_factory=dict)
     tried: list[Trial] = field(default_factory=list)
     confirmed: list[Trial] = field(default_factory=list)
@@ -57,7 +58,8 @@ class ToyBench:
     ) -> Trial:
         factor = float(np.exp(self.noise * np.random.default_rng([5, len(phase), number]).standard_normal()))
         factor *= self.unlucky.get(plan.digest, 1.0) if phase == "confirm" else 1.0
-        made = trial(self.toy, plan, factor, phase=phase, number=number, refused=self.refused)
+        refused = self.refused | self.refused_later if phase == "confirm" else self.refused
+        made = trial(self.toy, plan, factor, phase=phase, number=number, refused=refused)
         (self.confirmed if phase == "confirm" else self.tried).append(made)
         self.thresholds.append(sampling.threshold)
         return made
@@ -291,3 +293,14 @@ def test_on_the_formula_a_settled_winner_fits_when_it_is_measured_once_more(tmp_
         again = rig.bench.try_plan(found.plan, "final", 0, sampling=final)
     assert found.score.terms["latency_ratio"] >= 0.9 * rig.problem.limit_ratio
     assert again.score.feasible
+
+
+def test_a_winner_that_fails_when_it_is_confirmed_gives_way_to_another() -> None:
+    toy = resnet()
+    trials = searched(toy, 0.25, 0.3, 0.42)
+    first = settle(ToyBench(toy=toy), toy.problem, trials, SAMPLING)
+    bench = ToyBench(toy=toy, refused_later=frozenset({first.plan.digest}))
+    found = settle(bench, toy.problem, trials, SAMPLING)
+    assert bench.confirmed[0].failure is not None
+    assert found.plan != first.plan
+    assert high(found) <= SAFETY * toy.problem.limit_ratio

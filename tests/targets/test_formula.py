@@ -92,8 +92,64 @@ def test_a_graph_without_static_shapes_is_refused(tmp_path: Path) -> None:
     )
     onnx.save(helper.make_model(graph), str(tmp_path / "g.onnx"))
     artifact = Artifact.of(tmp_path / "g.onnx", kind="onnx", inputs=[])
-    with open_target(formula()) as target, pytest.raises(CompileError, match="mm has no static shape"):
+    with open_target(formula()) as target, pytest.raises(CompileError, match="mm: it has no static shape") as refusal:
         target.compile(artifact)
+    assert "choose a target that measures" in refusal.value.next_step
+
+
+def test_what_is_no_graph_is_refused_with_a_next_step(tmp_path: Path) -> None:
+    (tmp_path / "g.onnx").write_bytes(b"no graph")
+    artifact = Artifact.of(tmp_path / "g.onnx", kind="onnx", inputs=[])
+    with open_target(formula()) as target, pytest.raises(CompileError, match=r"cannot read g\.onnx") as refusal:
+        target.compile(artifact)
+    assert refusal.value.next_step
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("outputs", [["y"], ["", "y"]], ids=["every state", "the last state"])
+def test_a_recurrent_node_costs_every_gate_at_every_step(
+    tmp_path: Path, kind: str, gates: int, outputs: list[str]
+) -> None:
+    """Seven steps, 12 + 4 inputs and states, both directions; whichever output is read."""
+    node = helper.make_node(kind, ["x", "w", "r"], outputs, "cell", hidden_size=4, direction="bidirectional")
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (7, 1, 12))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (7, 2, 1, 4) if len(outputs) == 1 else (2, 1, 4))],
+        [
+            numpy_helper.from_array(np.zeros((2, gates * 4, 12), np.float32), "w"),
+            numpy_helper.from_array(np.zeros((2, gates * 4, 4), np.float32), "r"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(tmp_path / "g.onnx"))
+    artifact = Artifact.of(tmp_path / "g.onnx", kind="onnx", inputs=[TensorSpec(name="x", shape=(7, 1, 12))])
+    assert layers_of(artifact, block=1) == {"cell": 100 + 2 * gates * 4 * (12 + 4) * 7 / 2}
+
+
+def test_a_size_computed_from_a_shape_is_followed(tmp_path: Path) -> None:
+    """An exporter that reshapes to what it reads off a tensor gives no shapes itself."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["rows"]),
+        helper.make_node("Concat", ["rows", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"], "mm"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 4, 4))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 10))],
+        [
+            numpy_helper.from_array(np.array([0]), "first"),
+            numpy_helper.from_array(np.array([16]), "rest"),
+            numpy_helper.from_array(np.zeros((16, 10), np.float32), "w"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(tmp_path / "g.onnx"))
+    artifact = Artifact.of(tmp_path / "g.onnx", kind="onnx", inputs=[TensorSpec(name="x", shape=(2, 4, 4))])
+    assert layers_of(artifact, block=1) == {"mm": 100 + 16 * 10 * 2 / 2}
 
 
 @settings(max_examples=25, deadline=None)

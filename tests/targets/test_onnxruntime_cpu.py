@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -100,6 +101,17 @@ def test_a_worker_that_stops_while_it_is_sent_a_large_input_is_killed_after_its_
     os.kill(target.worker_pid, signal.SIGSTOP)
     with pytest.raises(DeviceLost, match=r"running net\.onnx"):
         target.run(net, {"x": np.zeros((1, 3, 1000, 1000), np.float32)})
+
+
+def test_a_machine_without_memory_is_a_lost_device_and_not_a_broken_candidate(opened, tmp_path: Path) -> None:
+    """A loose cable must never become a reward, and neither must a neighbour that takes all the memory."""
+    target = opened()
+    large = convnet(tmp_path / "large.onnx", (512, 512, 512))
+    used = int(Path(f"/proc/{target.worker_pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.prlimit(target.worker_pid, resource.RLIMIT_AS, (used + 4 * 2**20, used + 4 * 2**20))
+    with pytest.raises(DeviceLost, match=r"ran short while loading large\.onnx"):
+        target.compile(large)
+    assert target.compile(large)
 
 
 def test_leaving_the_context_ends_the_worker(net: Artifact) -> None:

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from edgeprune.targets._onnxruntime_worker import alternate, to_each_thread, warm_up
+from edgeprune.targets._onnxruntime_worker import alternate, lacking, to_each_thread, warm_up
 
 
 class Bench:
@@ -147,3 +147,18 @@ def test_a_machine_that_slows_down_steadily_leaves_the_ratio_alone() -> None:
     candidate, reference = session(bench, engines, [(2, 4), (2, 8)], 0.5)
     means = [sum(wall for wall, *_ in rows) / len(rows) for rows in (candidate, reference)]
     assert means[0] / means[1] == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("error", "machine"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("BFCArena::AllocateRawInternal(size_t) Failed to allocate memory for requested buffer"), True),
+        (RuntimeError("pthread_create failed, error code: 11"), True),
+        (RuntimeError("Node (conv1) Op (Conv) [ShapeInferenceError] wrong rank"), False),
+        (ValueError("Required inputs are missing"), False),
+    ],
+)
+def test_a_machine_that_runs_short_is_not_blamed_on_the_model(error: Exception, machine: bool) -> None:
+    assert lacking(error) == machine

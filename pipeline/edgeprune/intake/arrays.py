@@ -42,7 +42,7 @@ def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...],
         images: uint8 N x H x W x C, N x H x W or N x C x H x W, or normalised floats N x C x H x W or N x H x W.
         labels: N whole numbers from 0.
         source: what to call it in an error.
-        mean, std: of each channel, needed for uint8; empty: not given.
+        mean, std: of each channel, needed for uint8 and refused for floats; empty: not given.
 
     Raises:
         DataError: saying what is wrong with which image or label.
@@ -55,9 +55,14 @@ def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...],
     if len(pixels) == 0:
         raise DataError(f"{source} is empty", next_step="check the path or the factory that made it")
     if pixels.dtype != torch.uint8:
-        _check_floats(pixels, source)
+        _check_floats(pixels, source, normalised=not mean)
         return ArraySet(images=pixels, labels=numbers)
-    channels = pixels.shape[1]
+    repeat = _check_normalisation(pixels.shape[1], source, mean, std)
+    return ArraySet(images=pixels, labels=numbers, mean=mean * repeat, std=std * repeat)
+
+
+def _check_normalisation(channels: int, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> int:
+    """Return how often mean and std are to be repeated to have one for each channel."""
     if not mean:
         unit = f"{[0.0] * channels} and {[1.0] * channels}"
         raise DataError(
@@ -75,12 +80,29 @@ def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...],
         raise DataError(
             f"{source} has {channels} channels and data.mean {len(mean)}", next_step="give one for each channel"
         )
-    repeat = channels // len(mean)
-    return ArraySet(images=pixels, labels=numbers, mean=mean * repeat, std=std * repeat)
+    return channels // len(mean)
+
+
+def _array(values: Any, source: str, what: str) -> np.ndarray[Any, Any]:
+    try:
+        return _as_numpy(values)
+    except Exception as error:  # ragged lists are a ValueError, sparse tensors a TypeError, and a stranger's are any
+        raise DataError(
+            f"{source} has {what} that are no array",
+            why=f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}",
+            next_step=f"give numpy arrays or dense tensors; all {what} are to have one shape",
+        ) from error
+
+
+def _as_numpy(values: Any) -> np.ndarray[Any, Any]:
+    """Return the values as an array; bfloat16, which numpy does not have, as float32."""
+    if isinstance(values, Tensor):
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
+    return np.asarray(values)
 
 
 def _images(images: Any, source: str) -> Tensor:
-    array = images.numpy(force=True) if isinstance(images, Tensor) else np.asarray(images)
+    array = _array(images, source, "images")
     if array.nbytes > MOST_BYTES:
         raise DataError(
             f"{source} takes {array.nbytes / 2**30:.1f} GiB",
@@ -114,7 +136,13 @@ def _channels_first(array: np.ndarray[Any, Any], source: str) -> np.ndarray[Any,
     )
 
 
-def _check_floats(pixels: Tensor, source: str) -> None:
+def _check_floats(pixels: Tensor, source: str, *, normalised: bool) -> None:
+    if not normalised:
+        raise DataError(
+            f"{source} has float pixels, but data.mean and data.std are set",
+            why="floats are taken as normalised already, so both would be ignored",
+            next_step="remove data.mean and data.std, or give bytes from 0 to 255",
+        )
     finite = torch.isfinite(pixels).flatten(1).all(1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
@@ -126,7 +154,7 @@ def _check_floats(pixels: Tensor, source: str) -> None:
 
 
 def _labels(labels: Any, source: str) -> Tensor:
-    array = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
+    array = _array(labels, source, "labels")
     if array.ndim != 1:
         hint = "labels.argmax(1)" if array.ndim == 2 else "labels.reshape(-1)"
         raise DataError(
@@ -155,7 +183,7 @@ def from_npz(path: Path) -> dict[str, Pair]:
     """Return split → (images, labels); a file that has only one pair calls it "all".
 
     Raises:
-        DataError: if the file is missing or damaged, holds pickles, or lacks the arrays.
+        DataError: if the file is missing or damaged, holds pickles, lacks the arrays or has others.
     """
     try:
         found = _members(path)
@@ -190,12 +218,19 @@ def _paired(found: Mapping[str, Any], source: str) -> dict[str, Pair]:
         for split, prefix in prefixes.items()
         if {f"{prefix}images", f"{prefix}labels"} <= set(found)
     }
-    if not pairs or ("all" in pairs and len(pairs) > 1):
+    if not {"all", "train"} & set(pairs) or ("all" in pairs and len(pairs) > 1):
         shapes = ", ".join(f"{name} {np.shape(each)}" for name, each in list(found.items())[:8])
         raise DataError(
             f"data {source} holds {shapes or 'nothing'}",
             why="images and labels are wanted, or train_images, train_labels, test_images, test_labels",
             next_step="rename the arrays",
+        )
+    used = {f"{prefixes[split]}{part}" for split in pairs for part in ("images", "labels")}
+    if strange := sorted(set(found) - used):
+        raise DataError(
+            f"data {source} has the array {strange[0]!r}",
+            why="images and labels are understood, and both with train_, validation_ or test_ before them",
+            next_step="rename it, or leave it out",
         )
     return pairs
 
@@ -207,6 +242,8 @@ def from_factory(made: object, source: str, limit: int | None) -> dict[str, Pair
         DataError: if it returned none of the forms that are understood.
     """
     if isinstance(made, Mapping) and {"images", "labels"} <= set(made):
+        if others := set(made) - {"images", "labels"}:
+            raise DataError(f"{source} returned images, labels and {others.pop()!r}", next_step="leave it out")
         return {"all": (made["images"], made["labels"])}
     if isinstance(made, Mapping):
         if "train" not in made or (strange := set(made) - set(SPLITS)):
@@ -261,7 +298,7 @@ def _item(made: MapStyle, index: int, source: str) -> tuple[np.ndarray[Any, Any]
         number = int(label)
         if number != label:
             raise ValueError(f"label {label!r} is not whole")
-        return np.asarray(image.numpy(force=True) if isinstance(image, Tensor) else image), number
+        return _as_numpy(image), number
     except Exception as error:  # a stranger's data set may raise anything
         raise DataError(
             f"{source}: reading image {index} failed",

@@ -33,8 +33,9 @@ def config_error(
 
 
 def _is_flag(location: Location, flags: Collection[str]) -> bool:
-    path = ".".join(str(part) for part in location)
-    return any(f"{path}.".startswith(f"{flag}.") for flag in flags)
+    path = ".".join(str(part) for part in location) + "."
+    # A table that is unknown, or wrong as a whole, stands for the settings in it.
+    return any(path.startswith(f"{flag}.") or f"{flag}.".startswith(path) for flag in flags)
 
 
 def _line(each: ErrorDetails, root: type[BaseModel]) -> str:

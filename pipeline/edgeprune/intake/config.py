@@ -52,7 +52,15 @@ def _factory(value: object, info: ValidationInfo) -> object:
 
 
 def _resolved(value: object, info: ValidationInfo) -> object:
-    return _folder(info) / Path(value).expanduser() if isinstance(value, str) and value else value
+    return _folder(info) / _at_home(value) if isinstance(value, str) and value else value
+
+
+def _at_home(text: str | Path) -> Path:
+    """Return the path with its ~ resolved, or raise the ValueError that becomes a `ConfigError`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # what pathlib raises for a user that does not exist
+        raise ValueError("should be a path whose ~ names a home folder") from error
 
 
 def _not_a_claim(value: object) -> object:
@@ -138,7 +146,8 @@ class DataConfig(Section):
         kwargs: keyword arguments of the factory.
         arrays: an ``.npz`` with images and labels, or train_images, train_labels, test_images, ...
         folder: one folder of images for each class, or train/, validation/ and test/ of such folders.
-        mean, std: of each channel, for pixels scaled to [0, 1]; needed where pixels are bytes.
+        mean, std: of each channel, for pixels scaled to [0, 1]; needed where pixels are bytes, refused where they are
+            floats.
         image_size: of a folder's images: short side scaled to `resize`, then the centre square of this many pixels.
         resize: pixels of the short side before the centre is cut out; None: `image_size`.
         grayscale: read a folder's images with one channel.
@@ -173,8 +182,19 @@ class DataConfig(Section):
             raise ValueError(
                 f"has {len(self.mean)} means and {len(self.std)} stds; one of each for a channel is wanted"
             )
+        if self.resize and not self.image_size:
+            raise ValueError("has resize without image_size, the side of the square that is cut out; set it as well")
         if self.resize and self.image_size and self.resize < self.image_size:
             raise ValueError(f"has resize {self.resize} below image_size {self.image_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _ignores_nothing(self) -> "DataConfig":
+        for name in ("image_size", "grayscale"):
+            if getattr(self, name) and self.folder is None:
+                raise ValueError(f"has {name}, which is for a folder's images; remove it")
+        if self.kwargs and self.factory is None:
+            raise ValueError("has kwargs, which are a factory's; remove them")
         return self
 
     def __str__(self) -> str:
@@ -436,7 +456,10 @@ def _put(tree: dict[str, Any], name: str, value: object) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"cannot set {name}", why=f"{part} is not a table in the file")
     if name in PATHS and isinstance(value, str | Path):
-        value = str(Path.cwd() / Path(value).expanduser())
+        try:
+            value = str(Path.cwd() / _at_home(value))
+        except ValueError as error:
+            raise ConfigError(f"{name} is {str(value)!r}", why=str(error), next_step="write the path out") from error
     tree[key] = value
 
 

@@ -118,7 +118,7 @@ def load_data(settings: "DataConfig") -> Splits:
     else:
         validation, train = _carved(train, settings.validation, settings, name, "validation")
     for split, each in (("validation", validation), ("test", test)):
-        if each.shape != train.shape or each.images.dtype != train.images.dtype:
+        if each.shape != train.shape:
             raise DataError(f"{name}: {split} images are {each.shape}, training images {train.shape}")
     return Splits(train=train, validation=validation, test=test, name=name, calibration=settings.calibration)
 

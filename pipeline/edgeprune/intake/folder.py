@@ -15,15 +15,20 @@ from edgeprune.intake.images import stratified
 if TYPE_CHECKING:
     from edgeprune.intake.config import DataConfig
 
+SPLITS = ("train", "validation", "test")
+
+SIXTEEN_BITS = {"PNG", "PPM"}
+"""Formats whose pixels Pillow may hand out as 32-bit whole numbers although they are from 0 to 65,535."""
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 """What counts as an image; other files are passed over."""
 
 
 def from_folder(settings: "DataConfig") -> dict[str, Pair]:
-    """Return split → (uint8 N x H x W x C, labels); a folder without train/ and test/ is "all".
+    """Return split → (uint8 N x H x W x C, labels); a folder without train/ is "all".
 
     Raises:
-        DataError: naming the folder or the image that cannot be read.
+        DataError: naming the folder that is not understood, or the folder or the image that cannot be read.
     """
     root = settings.folder
     assert root is not None
@@ -31,10 +36,14 @@ def from_folder(settings: "DataConfig") -> dict[str, Pair]:
     names = {each.name for each in children}
     if "train" not in names:
         return {"all": _read(root, [each.name for each in children], settings)}
+    if strange := sorted(names - set(SPLITS)):
+        raise DataError(
+            f"{root} has the folder {strange[0]!r} beside train/",
+            why="validation/ and test/ are understood",
+            next_step="rename it, or move it elsewhere",
+        )
     classes = [each.name for each in _folders(root / "train")]
-    return {
-        split: _read(root / split, classes, settings) for split in ("train", "validation", "test") if split in names
-    }
+    return {split: _read(root / split, classes, settings) for split in SPLITS if split in names}
 
 
 def _folders(root: Path) -> list[Path]:
@@ -88,7 +97,7 @@ def _decoded(path: Path, settings: "DataConfig") -> np.ndarray[Any, Any]:
     """Return one image, H x W x C bytes."""
     try:
         with Image.open(path) as opened:
-            image = opened.convert("L" if settings.grayscale else "RGB")
+            image = _eight_bits(opened, path).convert("L" if settings.grayscale else "RGB")
             if settings.image_size:
                 image = _centre(image, settings.image_size, settings.resize or settings.image_size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -96,6 +105,19 @@ def _decoded(path: Path, settings: "DataConfig") -> np.ndarray[Any, Any]:
             f"image {path} cannot be read", why=str(error), next_step="delete it or replace it by a good copy"
         ) from error
     return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Return the image with 8 bits a channel; Pillow's own conversion clips 16 bits instead of scaling them."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))  # 65,535 / 257 = 255
+    if image.mode in {"I", "F"}:
+        raise DataError(
+            f"image {path} has 32 bits a pixel",
+            why="which of its values is white cannot be seen",
+            next_step="save it with 8 or 16 bits",
+        )
+    return image
 
 
 def _centre(image: Image.Image, side: int, resize: int) -> Image.Image:

@@ -72,7 +72,7 @@ class ArraySet:
                 continue
             images = self.tensor(chosen)
             if shuffle_seed is not None:
-                images = augmented(images, augment, torch.Generator().manual_seed(shuffle_seed * 1_000_003 + number))
+                images = augmented(images, augment, _generator(shuffle_seed * 1_000_003 + number))
             yield images, self.labels[chosen]
 
     @property
@@ -85,7 +85,11 @@ class ArraySet:
 
 
 def _shuffled(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(count, generator=_generator(seed))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**64)  # it takes 64 bits, and products of seeds have more
 
 
 def augmented(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,13 @@
-"""From what the user named to a module that is known to work: evaluated once, finite, one logit for each class."""
+"""From what the user named to a module that is known to work: evaluated once, finite, one logit for each class.
 
+Everything that a run will do to it hours later is tried as well: copying it and calling it in train mode.
+"""
+
+import copy
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -17,6 +23,9 @@ from edgeprune.intake.weights import check_finite, fill, read_state, state_sha25
 
 if TYPE_CHECKING:
     from edgeprune.intake.config import ModelConfig
+
+COLOURS = (1, 3, 4)
+"""Sizes of an axis that look like colour channels."""
 
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest logit, between an image alone and the same image in a batch of two."""
@@ -51,7 +60,8 @@ def load_model(settings: "ModelConfig", *, input_shape: tuple[int, ...] | None =
 
     Raises:
         ModelError: if it cannot be built, its weights do not fit or are not finite, or it does not map an image of
-            the input shape to finite logits, one row for each image.
+            the input shape to finite logits, one row for each image, in eval mode and in train mode; or if it cannot
+            be copied.
     """
     module, shape, notes = _built(settings)
     chosen = settings.input_shape or input_shape or shape
@@ -62,11 +72,14 @@ def load_model(settings: "ModelConfig", *, input_shape: tuple[int, ...] | None =
     module = module.to(device="cpu", dtype=torch.float32).eval()
     check_finite(module, settings.weights.name if settings.weights else str(settings))
     name = str(settings)
+    probe = _copied(module, name)
+    classes = _check_forward(module, tuple(chosen), name)
+    _check_training(probe, tuple(chosen), name, classes)
     return LoadedModel(
         module=module,
         name=name,
         input_shape=cast(tuple[int, int, int, int], tuple(chosen)),
-        classes=_check_forward(module, tuple(chosen), name),
+        classes=classes,
         digest=digest({"structure": str(module), "weights": state_sha256(module.state_dict())}),
         notes=notes,
     )
@@ -100,7 +113,7 @@ def _module(made: object, source: str) -> nn.Module:
 
 
 def _input_shape(program: Program) -> tuple[int, ...] | None:
-    _, *rest = program.shapes[program.input]
+    _, *rest = program.shapes.get(program.input, ()) or (None,)
     return (1, *(each for each in rest if each)) if len(rest) == 3 and all(rest) else None
 
 
@@ -138,8 +151,8 @@ def _imported(library: str, name: str) -> ModuleType:
 
 def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     """Return the number of classes after trying one image and two."""
-    pair = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
-    alone = _forward(module, pair[:1], name, "set model.input_shape to what it was trained on, batch 1")
+    pair = _pair(shape)
+    alone = _forward(module, pair[:1], name, _input_advice(module, shape))
     if alone.dim() != 2 or alone.shape[0] != 1 or alone.shape[1] < 2:
         raise ModelError(
             f"{name} maps {_times(shape)} to {_times(tuple(alone.shape))}",
@@ -159,9 +172,68 @@ def _check_forward(module: nn.Module, shape: tuple[int, ...], name: str) -> int:
     return alone.shape[1]
 
 
-def _forward(module: nn.Module, images: Tensor, name: str, advice: str) -> Tensor:
+def _pair(shape: tuple[int, ...]) -> Tensor:
+    """Return two images of noise, the same ones every time."""
     try:
-        with torch.inference_mode():
+        return torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    except (RuntimeError, TypeError) as error:  # sizes from a file may be negative or anything, and memory is finite
+        raise ModelError(
+            f"no image of the input shape {_times(shape)} can be made",
+            why=str(error).splitlines()[0],
+            next_step="set model.input_shape to what the model was trained on, for example [1, 3, 224, 224]",
+        ) from error
+
+
+def _check_training(probe: nn.Module, shape: tuple[int, ...], name: str, classes: int) -> None:
+    """Check that the model answers in train mode as it does in eval mode: fine-tuning, hours later, needs it.
+
+    Args:
+        probe: a copy, whose batch norms may count the images.
+    """
+    pair = _pair(shape)
+    advice = "return the logits alone in train mode as well, for example with kwargs aux_logits = false"
+    with torch.random.fork_rng(devices=[]):
+        logits = _forward(probe.train(), pair, f"{name} in train mode", advice, wrap=advice, mode=torch.enable_grad)
+    if logits.shape != (2, classes):
+        raise ModelError(
+            f"{name} in train mode maps {_times(tuple(pair.shape))} to {_times(tuple(logits.shape))}",
+            why=f"in eval mode it has {classes} classes, and fine-tuning compares the two",
+            next_step=advice,
+        )
+    _copied(probe, name)
+
+
+def _copied(module: nn.Module, name: str) -> nn.Module:
+    """Return a copy; what computes weights in a hook can be copied either never or not after a forward."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever the attributes of a stranger's module raise
+        raise ModelError(
+            f"{name} cannot be copied",
+            why=f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}",
+            next_step="fold weights that a hook computes: torch.nn.utils.remove_weight_norm or remove_spectral_norm of "
+            "each such layer; keep locks, files and generators out of the module",
+        ) from error
+
+
+def _forward(
+    module: nn.Module,
+    images: Tensor,
+    name: str,
+    advice: str,
+    *,
+    wrap: str = "wrap the model",
+    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode,
+) -> Tensor:
+    """Return the logits.
+
+    Args:
+        advice: what to do if it raises.
+        wrap: what to do if it returns something else.
+        mode: of autograd.
+    """
+    try:
+        with mode():
             output = module(images)
     except Exception as error:  # a stranger's forward may raise anything
         raise ModelError(
@@ -171,8 +243,23 @@ def _forward(module: nn.Module, images: Tensor, name: str, advice: str) -> Tenso
         ) from error
     if not isinstance(output, Tensor):
         kind = type(output).__name__
-        raise ModelError(f"{name} returns a {kind}", why="one tensor of logits is wanted", next_step="wrap the model")
+        raise ModelError(f"{name} returns a {kind}", why="one tensor of logits is wanted", next_step=wrap)
     return output
+
+
+def _input_advice(module: nn.Module, shape: tuple[int, ...]) -> str:
+    """Return what to do about a model that cannot process one image."""
+    wanted = [
+        each
+        for each in inspect.signature(module.forward).parameters.values()
+        if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(wanted) > 1:
+        names = ", ".join(each.name for each in wanted)
+        return f"wrap the model in a module with one input: its forward takes {names}"
+    if len(shape) == 4 and shape[-1] in COLOURS and shape[1] not in COLOURS:
+        return "float arrays are taken as N x C x H x W: transpose(0, 3, 1, 2)"
+    return "set model.input_shape to what it was trained on, batch 1"
 
 
 def _advice(module: nn.Module) -> str:

@@ -11,6 +11,8 @@ and a program that needs any other kind of payload is refused.
 """
 
 import json
+import math
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import EdgepruneError, ModelError
 
 SCHEMA_MAJOR = 8
 """Major version of the JSON schema that is understood; minor versions only add optional fields."""
@@ -39,6 +41,15 @@ _DTYPES = {
 }
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 _STRIDED = 7
+_LITERALS: dict[str, tuple[type, ...]] = {
+    "as_int": (int,),
+    "as_float": (int, float),
+    "as_bool": (bool,),
+    "as_string": (str,),
+}
+_NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+"""How a schema without NaN writes such numbers."""
+_VALUE = re.compile(r"[A-Za-z_0-9]+")
 _ADVICE = (
     "export the model's nn.Module in eval mode with torch.export.export(...), or give a factory and weights instead"
 )
@@ -101,7 +112,9 @@ def read_program(path: Path) -> Program:
             return _program(_Members(archive), path)
     except OSError as error:
         raise ModelError(f"cannot read {path}", why=error.strerror or str(error)) from error
-    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except EdgepruneError:
+        raise
+    except Exception as error:  # zipfile, json, struct and torch each raise their own
         raise ModelError(
             f"{path} is not a program that torch.export.save wrote, or it is damaged",
             why=f"{type(error).__name__}: {error}"[:300],
@@ -211,21 +224,37 @@ def _call(node: dict[str, Any]) -> Call:
 def _decoded(argument: dict[str, Any]) -> Any:
     """Return the Python value of one serialised argument, a union written as {"as_KIND": value}."""
     ((kind, value),) = argument.items()
-    if kind in {"as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string", "as_strings"}:
-        return value
+    if kind in _LITERALS:
+        return _literal(kind, value)
+    if kind.removesuffix("s") in _LITERALS:
+        return [_literal(kind.removesuffix("s"), each) for each in value]
     if kind == "as_none":
         return None
     if kind == "as_tensor":
-        return Ref(name=value["name"])
+        return _reference(value["name"])
     if kind == "as_tensors":
-        return [Ref(name=each["name"]) for each in value]
+        return [_reference(each["name"]) for each in value]
     if kind in {"as_optional_tensors", "as_sym_ints", "as_sym_floats"}:
         return [_decoded(each) for each in value]
     if kind in {"as_optional_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"}:
         return _decoded(value)
     if kind == "as_name":
-        return Ref(name=value)
+        return _reference(value)
     return _enumerated(kind, value)
+
+
+def _literal(kind: str, value: Any) -> Any:
+    """Return a number, a truth value or text; a mapping, say, must not get into a graph that is printed as source."""
+    number = _NOT_FINITE.get(value, value) if kind == "as_float" and isinstance(value, str) else value
+    if not isinstance(number, _LITERALS[kind]):
+        raise ValueError(f"an argument of kind {kind} is a {type(value).__name__}")
+    return number
+
+
+def _reference(name: Any) -> Ref:
+    if not isinstance(name, str) or not _VALUE.fullmatch(name):
+        raise ValueError(f"{str(name)[:60]!r} is not a name of a value")
+    return Ref(name=name)
 
 
 def _enumerated(kind: str, value: Any) -> Any:

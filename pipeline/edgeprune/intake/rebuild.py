@@ -7,6 +7,10 @@ such call becomes a layer at the path its weight had,
 
 and every other call stays a call of the same operator. Only operators in `FUNCTIONS` are allowed: none of them reads
 a file or runs code.
+
+`fx.GraphModule` prints the graph as Python source and runs that. Of the text in a file, the names of arguments and of
+layers would go into it as they are, so both are checked here; literals go in as their `repr`, and `program` lets
+through none but numbers and text.
 """
 
 import operator
@@ -18,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import EdgepruneError, ModelError
 from edgeprune.intake.program import Call, Program, Ref
 
 FUNCTIONS = frozenset(
@@ -26,16 +30,16 @@ FUNCTIONS = frozenset(
     abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d add_ add alias amax amin
     arange argmax avg_pool1d avg_pool2d batch_norm bitwise_not bmm cat ceil celu_ celu channel_shuffle chunk clamp_
     clamp clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv_transpose2d cos cumsum
-    detach div_ div einsum elu elu_ empty_like eq erf exp expand expand_as expm1 flatten flip floor full full_like
-    ge gelu glu group_norm gt hardsigmoid_ hardsigmoid hardswish hardswish_ hardtanh hardtanh_ index index_select
-    instance_norm layer_norm le leaky_relu leaky_relu_ linalg_vector_norm linear local_response_norm log log1p
-    log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max max_pool1d max_pool2d maximum
-    mean min minimum mish mish_ movedim mul mul_ narrow ne neg ones ones_like pad permute pixel_shuffle
-    pixel_unshuffle pow prelu prod reciprocal relu_ relu relu6_ relu6 repeat repeat_interleave reshape reshape_as
-    roll rsqrt rsub scalar_tensor scaled_dot_product_attention select selu selu_ sigmoid_ sigmoid silu silu_ sin
-    slice softmax softplus split split_with_sizes sqrt square squeeze stack std sub sub_ sum swapaxes sym_size t
-    tanh_ tanh tile to transpose type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d
-    upsample_nearest2d _upsample_nearest_exact2d var view view_as where zeros zeros_like
+    detach div_ div dropout dropout_ einsum elu elu_ empty_like eq erf exp expand expand_as expm1 flatten flip floor
+    full full_like ge gelu glu group_norm gt hardsigmoid_ hardsigmoid hardswish hardswish_ hardtanh hardtanh_ index
+    index_select instance_norm layer_norm le leaky_relu leaky_relu_ linalg_vector_norm linear local_response_norm
+    log log1p log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max max_pool1d
+    max_pool2d maximum mean min minimum mish mish_ movedim mul mul_ narrow ne neg ones ones_like pad permute
+    pixel_shuffle pixel_unshuffle pow prelu prod reciprocal relu_ relu relu6_ relu6 repeat repeat_interleave reshape
+    reshape_as roll rsqrt rsub scalar_tensor scaled_dot_product_attention select selu selu_ sigmoid_ sigmoid silu
+    silu_ sin slice softmax softplus split split_with_sizes sqrt square squeeze stack std sub sub_ sum swapaxes
+    sym_size t tanh_ tanh tile to transpose type_as unbind unflatten unfold unsqueeze upsample_bicubic2d
+    upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d var view view_as where zeros zeros_like
     """.split()
 )
 """ATen operators that a program may call."""
@@ -49,6 +53,9 @@ ASSERTIONS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constr
 """Operators that compute nothing; they are left out."""
 
 _TARGET = re.compile(r"torch\.ops\.aten\.(?P<name>\w+)\.(?P<overload>\w+)")
+_SIZE_ARGUMENTS = frozenset({"a", "b"})
+_PRINTABLE = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
+"""Paths of layers and tensors that cannot end the string or the attribute that the source has them in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +81,32 @@ def rebuild(program: Program) -> fx.GraphModule:
     """Return the module whose outputs equal the program's, for any batch size where the program allows it.
 
     Raises:
-        ModelError: naming an operator that is not allowed, or a batch norm exported in train mode.
+        ModelError: naming an operator, an argument or a layer's name that is not allowed, or a batch norm exported in
+            train mode; or if the graph does not hold together.
     """
+    try:
+        return _rebuilt(program)
+    except EdgepruneError:
+        raise
+    except Exception as error:  # the constructors of layers and of graphs raise whatever a strange argument makes them
+        raise ModelError(
+            "the program's graph is not one that torch.export makes",
+            why=f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"[:300],
+            next_step="write the file again with torch.export.save, or give a factory and weights instead of a program",
+        ) from error
+
+
+def _rebuilt(program: Program) -> fx.GraphModule:
     shop = _Workshop(program=program)
     calls = [each for each in program.calls if _name(each) not in ASSERTIONS]
+    for call in calls:
+        _check_arguments(call)
     _place_layers(shop, calls)
     shop.values[program.input] = shop.graph.placeholder("x")
     for number, call in enumerate(calls):
         _emit(shop, number, call)
     shop.graph.output(shop.values[program.output])
+    _check_paths(shop.graph)
     shop.graph.lint()
     return fx.GraphModule(shop.root, shop.graph, class_name="ExportedProgram")
 
@@ -101,13 +125,37 @@ def _function(call: Call) -> Callable[..., Any]:
     overload = None
     if match and match["name"] in FUNCTIONS and "out" not in match["overload"]:
         overload = getattr(getattr(torch.ops.aten, match["name"]), match["overload"], None)
-    if overload is None:
+    if not isinstance(overload, torch._ops.OpOverload):
         raise ModelError(
             f"the program calls {call.target}",
             why="it is not among the operators that can be rebuilt",
             next_step="export without run_decompositions(), or give a factory and weights instead of a program",
         )
-    return cast(Callable[..., Any], overload)
+    return overload
+
+
+def _check_arguments(call: Call) -> None:
+    """Check that the operator has these arguments: fx prints their names into source as they are."""
+    function = _function(call)
+    schema = function._schema.arguments if isinstance(function, torch._ops.OpOverload) else ()
+    known = {each.name for each in schema} or _SIZE_ARGUMENTS
+    if strange := sorted(set(call.arguments) - known):
+        raise ModelError(
+            f"the program gives {call.target} the argument {strange[0][:60]!r}",
+            why=f"it takes {', '.join(sorted(known))}",
+            next_step="do not use this file: torch.export does not write such a call",
+        )
+
+
+def _check_paths(graph: fx.Graph) -> None:
+    """Check the paths of all layers and tensors: fx prints them into source as they are."""
+    for node in graph.nodes:
+        if isinstance(node.target, str) and not _PRINTABLE.fullmatch(node.target):
+            raise ModelError(
+                f"the program has a layer or tensor named {node.target[:60]!r}",
+                why="letters, digits and _ are allowed between the dots",
+                next_step="rename it in the model and export it again",
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------- layers

@@ -4,9 +4,9 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -34,25 +34,38 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key in WRAPPERS:
         inner = state.get(key)
         if isinstance(inner, Mapping):
-            state = dict(inner)
-    tensors = {name: each for name, each in state.items() if isinstance(each, Tensor)}
-    if strange := sorted(set(state) - set(tensors)):
+            state = inner
+    return {_name(name, path): _tensor(name, each, path) for name, each in state.items()}
+
+
+def _name(name: object, path: Path) -> str:
+    if not isinstance(name, str):
         raise ModelError(
             f"weights {path.name} are not a state dict",
-            why=f"{strange[0]!r} is a {type(state[strange[0]]).__name__}",
+            why=f"{str(name)[:60]} is not a name",
             next_step="save model.state_dict() alone",
         )
-    return tensors
+    return name
 
 
-def _safetensors(path: Path) -> dict[str, object]:
+def _tensor(name: object, value: object, path: Path) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ModelError(
+            f"weights {path.name} are not a state dict",
+            why=f"{name!r} is a {type(value).__name__}",
+            next_step="save model.state_dict() alone",
+        )
+    return value
+
+
+def _safetensors(path: Path) -> Mapping[object, object]:
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"weights {path.name} cannot be read", why=str(error), next_step="save them again") from error
+        return cast(Mapping[object, object], load_file(path))
+    except Exception as error:  # a type that torch does not have is a KeyError, damage a SafetensorError
+        raise _unreadable(path, error) from error
 
 
-def _torch(path: Path) -> dict[str, object]:
+def _torch(path: Path) -> Mapping[object, object]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -61,13 +74,17 @@ def _torch(path: Path) -> dict[str, object]:
             why=str(error).splitlines()[0],
             next_step="save the state dict alone: torch.save(model.state_dict(), ...) or safetensors",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"weights {path.name} cannot be read", why=reason, next_step="save them again") from error
+    except Exception as error:  # a damaged file makes the unpickler raise anything, an AssertionError as well
+        raise _unreadable(path, error) from error
     if not isinstance(state, Mapping):
         kind = type(state).__name__
         raise ModelError(f"weights {path.name} hold a {kind}", why="a state dict is wanted: name to tensor")
-    return dict(state)
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ModelError(f"weights {path.name} cannot be read", why=reason, next_step="save them again")
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], source: str) -> tuple[str, ...]:
@@ -88,7 +105,14 @@ def fill(module: nn.Module, state: dict[str, Tensor], source: str) -> tuple[str,
         if set(shorter) == set(wanted) != set(state):
             state, notes = shorter, (f"the prefix {prefix!r} was removed from every name in {source}",)
     _check_shapes(wanted, state, source)
-    result = module.load_state_dict(state, strict=False)
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except Exception as error:  # a module may have hooks of its own, and torch refuses sparse tensors and the like
+        raise ModelError(
+            f"the tensors in {source} cannot be loaded into the model",
+            why=(str(error).strip() or type(error).__name__).splitlines()[-1].strip(),
+            next_step="save model.state_dict() of dense tensors of the types that the model has",
+        ) from error
     _check_names(result.missing_keys, result.unexpected_keys, len(wanted), source)
     return notes
 

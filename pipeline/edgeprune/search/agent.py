@@ -8,6 +8,7 @@ Everything random comes from the problem's seed and the number of told trials, a
 killed search replays to the same asks.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,10 +184,16 @@ class Agent:
 
 
 def _disturbed(action: Any, sigma: float, rng: np.random.Generator) -> Any:
-    """Return the action with truncated normal noise, in [0, 1] (AMC)."""
+    """Return the action with truncated normal noise, in [0, 1] (AMC).
+
+    Raises:
+        FloatingPointError: if the policy answers with no number: its training diverged.
+    """
+    mean = float(action[0])
+    if not math.isfinite(mean):
+        raise FloatingPointError("the policy's action is not a number")
     if not sigma:
         return action
-    mean = float(action[0])
     noisy = mean + sigma * rng.standard_normal()
     while not 0 <= noisy <= 1:
         noisy = mean + sigma * rng.standard_normal()

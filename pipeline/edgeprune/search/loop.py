@@ -21,6 +21,9 @@ from edgeprune.trial import Trial
 BACK_OFF_S = (0.5, 2.0, 8.0, 30.0)
 """Waits before a measurement is tried again after the lab failed; then the run stops, resumable."""
 
+ENDED = "search_ended"
+"""The ledger's fact: how many trials the search made before its time was up."""
+
 Done = TypeVar("Done")
 
 
@@ -144,28 +147,28 @@ def search(
     Args:
         trials: how many to make.
         stage: is advanced by one for every trial.
-        time_limit_s: no trial is started after so many seconds of this process.
+        time_limit_s: no trial is started once the trials took so many seconds, those before a kill included. Where the
+            search ended is written down: what was settled on its trials must not see others later.
 
     Raises:
         LabError, StorageFull, Interrupted: the same call continues.
     """
     made: list[Trial] = []
-    started = time.monotonic()
-    for number in range(trials):
+    spent = 0.0
+    ended = bench.ledger.fact(bench.run, ENDED)
+    for number in range(trials if ended is None else min(trials, ended)):
+        if bench.past("search", number) is None and time_limit_s is not None and spent >= time_limit_s:
+            bench.ledger.record(bench.run, ENDED, number)
+            break
         watch = Stopwatch()
         with watch.part("ask"):
             plan = searcher.ask()
-        if bench.past("search", number) is None and _late(started, time_limit_s):
-            break
         trial = bench.try_plan(plan, "search", number, watch=watch)
         searcher.tell(trial)
         made.append(trial)
+        spent += sum(trial.seconds.values())
         stage.advance(note=_summary(best_of(made)))
     return made
-
-
-def _late(started: float, limit_s: float | None) -> bool:
-    return limit_s is not None and time.monotonic() - started > limit_s
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

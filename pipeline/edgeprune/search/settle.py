@@ -9,6 +9,7 @@ The one of many timings that used most of the budget was probably a lucky one. S
 samples that did not choose it; what it shows then counts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,8 +83,8 @@ def settle(
         fresh = replace(sampling, threshold=None, seed=SEEDS["confirm"])
         again = bench.try_plan(winner.plan, "confirm", confirmed, sampling=fresh)
         confirmed += 1
-        high = max(_high(again), (refused or {}).get(winner.plan.digest, 0.0))
-        if again.measurement is not None and high <= problem.limit_ratio:
+        high = max(_seen_high(again), (refused or {}).get(winner.plan.digest, 0.0))
+        if high <= problem.limit_ratio:
             return winner
         settling.disbelieve(again, high)
         plan = settling.next_plan()
@@ -121,7 +122,7 @@ class _Settling:
         self.settled.append(trial)
 
     def disbelieve(self, trial: Trial, high: float) -> None:
-        """Take in that a winner missed the budget when it was timed again."""
+        """Take in that a winner missed the budget when it was timed again, or failed: then `high` is infinite."""
         self._observe(trial)
         self.unconfirmed[trial.plan.digest] = high
 
@@ -171,7 +172,8 @@ class _Settling:
         return self._narrower(best)
 
     def _narrower(self, trial: Trial) -> Plan | None:
-        overshoot = max(1.0, self._highest(trial) / self._cautious_limit())
+        high = self._highest(trial)
+        overshoot = max(1.0, high / self._cautious_limit()) if math.isfinite(high) else 1.0
         widths = trial.plan.widths
         return self._plan(shrink(self.problem, self.model, widths, overshoot=overshoot, **self._known()))
 
@@ -208,6 +210,11 @@ class _Settling:
 
 def _high(trial: Trial) -> float:
     return trial.score.terms["latency_high"]
+
+
+def _seen_high(trial: Trial) -> float:
+    """Return the upper end of a trial's ratio; infinity for one that failed."""
+    return math.inf if trial.measurement is None else _high(trial)
 
 
 def _accuracy(trial: Trial) -> float:
