@@ -7,14 +7,12 @@ It ends when its input ends, when its parent dies, and when a request overruns i
 the standard library are loaded, so that nothing else runs threads or touches the caches of the pinned CPU.
 """
 
-import ctypes
 import gc
 import hashlib
 import json
 import os
 import random
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -30,7 +28,7 @@ from numpy.typing import NDArray
 
 from edgeprune.statistics import band
 
-from . import _frames  # noqa: TID251 a private part of this adapter
+from ._serve import Answer, Arrays, RefusedError, serve  # noqa: TID251 private parts of the adapters
 
 FIFO_PRIORITY = 20
 """Above every ordinary process, below the kernel's own threads and audio."""
@@ -79,19 +77,10 @@ _SHORTAGES = ("failed to allocate", "bad_alloc", "out of memory", "cannot alloca
 
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
 _DROP_SUFFIX = "_kernel_time"
-_PR_SET_PDEATHSIG = 1
 
 
 Row = tuple[int, int, int]
 """Wall ns, CPU ns of the calling thread, involuntary context switches: of one call."""
-
-
-class RefusedError(Exception):
-    """A request that cannot be served, for a reason its sender should know."""
-
-    def __init__(self, why: str, kind: str = "compile") -> None:
-        super().__init__(why)
-        self.kind = kind
 
 
 def lacking(error: Exception) -> bool:
@@ -265,17 +254,19 @@ class Worker:
         self.priority = Priority(settings["priority"], alone)
         self._verbs = {"load": self.load, "time": self.time, "layers": self.layers}
 
-    def answer(self, request: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> list[bytes]:
-        """Return the reply frame to one request."""
+    def answer(self, request: Mapping[str, Any], arrays: Arrays) -> tuple[Mapping[str, Any], Arrays]:
+        """Return the reply to one request.
+
+        Raises:
+            RefusedError: if the runtime refuses it, or the machine ran short.
+        """
         try:
             if request["do"] == "run":
-                return _frames.encode({"ok": {}}, self.run(request, arrays))
-            return _frames.encode({"ok": self._verbs[request["do"]](request)})
-        except RefusedError as error:
-            return _frames.encode({"refused": str(error), "kind": error.kind})
+                return {}, self.run(request, arrays)
+            return self._verbs[request["do"]](request), {}
         except _REFUSALS as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            return _frames.encode({"refused": why, "kind": "machine" if lacking(error) else "compile"})
+            raise RefusedError(why, "machine" if lacking(error) else "compile") from error
 
     def load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model, run it once, and return the names of its outputs."""
@@ -423,53 +414,15 @@ def _quiet() -> Iterator[None]:
         gc.enable()
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; 0: do not."""
-    if not parent:
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        raise SystemExit(0)
-
-
-def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Return the protocol's pipes, out of reach of anything that prints."""
-    requests, replies = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    os.close(nothing)
-    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
-
-
-def _exactly(stream: BinaryIO) -> Callable[[int], bytes]:
-    def read(count: int) -> bytes:
-        content = stream.read(count)
-        if len(content) != count:
-            raise EOFError
-        return content
-
-    return read
-
-
 def main(settings: Mapping[str, Any]) -> None:
     """Serve until the input ends."""
-    _die_with(settings["parent"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted user wants the current measurement finished
-    requests, replies = _own_pipes()
+    serve(settings["parent"], lambda: _start(settings))
+
+
+def _start(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], Answer]:
     worker = Worker(settings)
-    gc.collect()
-    gc.freeze()
     hello = {"onnxruntime": onnxruntime.__version__, "priority": worker.priority.name(), "pid": os.getpid()}
-    reply = _frames.encode({"ok": hello})
-    with suppress(EOFError, BrokenPipeError):
-        while True:
-            replies.write(b"".join(reply))
-            replies.flush()
-            request, arrays = _frames.decode(_exactly(requests))
-            signal.setitimer(signal.ITIMER_REAL, request["limit_s"])  # the default action ends a call that hangs
-            reply = worker.answer(request, arrays)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+    return hello, worker.answer
 
 
 if __name__ == "__main__":
