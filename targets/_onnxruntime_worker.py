@@ -391,7 +391,7 @@ def _block(call_s: float, request: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _columns(calls: Sequence[Row]) -> dict[str, list[int]]:
-    return {name: [row[place] for row in calls] for place, name in enumerate(("wall_ns", "cpu_ns", "preempted"))}
+    return {name: [row[place] for row in calls] for place, name in enumerate(("elapsed", "on_cpu", "preempted"))}
 
 
 def _node_times(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, float]:

@@ -137,9 +137,9 @@ class OnnxRuntimeCpu:
             conditions=self._facts(before, after, replies),
             taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.monotonic() - started,
-            layers_ns=layers,
+            layers=layers,
         )
-        slow = self._yardstick.compare(seen.reference_sha256, seen.reference_ms().p50)
+        slow = self._yardstick.compare(seen.reference_sha256, seen.reference_latency().p50)
         flags = [*_conditions.changes(before, after), *slow, *seen.unsteady()]
         notes = _notes(seen, before, after)
         return replace(seen, flags=tuple(flags), conditions={**seen.conditions, "notes": notes})

@@ -134,7 +134,7 @@ def test_deploy_prints_one_json_object_with_every_promised_number(edgeprune: Com
     envelope = said.envelope
     assert (said.code, envelope["status"], envelope["command"]) == (0, "ok", "deploy")
     for value in (envelope, envelope["data"]):
-        assert value["baseline"]["latency_ms"].keys() == {"p50", "low", "high"}
+        assert value["baseline"]["latency"].keys() == {"p50", "low", "high"}
         assert value["result"]["ratio"]["high"] <= 0.5
         assert value["budget"]["met"] is True
         assert value["measurements"] > 0
@@ -183,7 +183,7 @@ def test_measure_gives_the_ratio_and_the_fields_of_a_comparison(edgeprune: Comma
     assert said.code == 0
     assert row["ratio"]["low"] <= promised["p50"] <= row["ratio"]["high"]
     assert (row["reference"], row["model"]) == (str(models[0]), str(models[1]))
-    assert row.keys() >= {"latency_ms", "reference_ms", "distinguishable", "sessions", "flags", "notes", "conditions"}
+    assert row.keys() >= {"latency", "reference_latency", "distinguishable", "sessions", "flags", "notes", "conditions"}
     assert row["emulated"] is True
     text = edgeprune(project, "measure", *models, "-c", "edgeprune.toml", "--target", "toy", "--quiet").out
     assert "NOT MEASURED" in text

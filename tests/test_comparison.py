@@ -31,8 +31,8 @@ def test_every_model_is_compared_with_the_first(tmp_path: Path) -> None:
     linear = np.array([64 * 16, 32 * 16]) / 16
     expected = (layer[0] + layer[2] + linear[1]) / (layer[0] + layer[1] + linear[0])
     assert worse.ratio.p50 == pytest.approx(expected, rel=1e-4)
-    assert worse.reference_ms.p50 == pytest.approx((layer[0] + layer[1] + linear[0]) / 1e6, rel=1e-4)
-    assert worse.latency_ms.p50 / worse.reference_ms.p50 == pytest.approx(worse.ratio.p50)
+    assert worse.reference_latency.p50 == pytest.approx((layer[0] + layer[1] + linear[0]) / 1e6, rel=1e-4)
+    assert worse.latency.p50 / worse.reference_latency.p50 == pytest.approx(worse.ratio.p50)
     assert same.ratio.p50 == pytest.approx(1)
     assert worse.distinguishable
     assert not same.distinguishable
@@ -50,7 +50,7 @@ def test_this_machine_tells_four_times_the_work_apart(tmp_path: Path) -> None:
     paths = [convnet(tmp_path / f"{width}.onnx", (width, width)).path for width in (16, 64)]
     (wide,) = compare(paths, load_profile("host"), seconds=0.5)
     assert wide.ratio.low > 1.5
-    assert wide.latency_ms.p50 > wide.reference_ms.p50
+    assert wide.latency.p50 > wide.reference_latency.p50
     facts = wide.to_json()
     assert facts["distinguishable"]
     assert facts["metric"] == "latency_ns"

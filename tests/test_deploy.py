@@ -156,7 +156,7 @@ def test_every_number_of_the_promised_json_is_there(finished: Done) -> None:
     for part in ("baseline", "result"):
         assert 0 < value[part]["accuracy_interval"]["low"] < value[part]["accuracy"] <= 1
         assert value[part]["test_images"] > 0
-        assert value[part]["latency_ms"].keys() >= {"p50", "low", "high"}
+        assert value[part]["latency"].keys() >= {"p50", "low", "high"}
     assert value["result"]["ratio"].keys() >= {"p50", "low", "high"}
     assert value["budget"].keys() >= {"requested", "met", "used"}
     assert value["measurements"] > 0
@@ -226,10 +226,10 @@ def test_a_budget_in_milliseconds_is_a_limit_in_milliseconds(tmp_path: Path) -> 
     config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"0.14ms"'))
     outcome = deploy(request(config, tmp_path / "dist"))
     assert outcome.budget.requested == "0.14ms"
-    assert outcome.budget.limit_ratio == pytest.approx(0.14 / outcome.baseline.latency_ms.high, rel=0.01)
+    assert outcome.budget.limit_ratio == pytest.approx(0.14 / outcome.baseline.latency.high, rel=0.01)
     assert outcome.budget.met
-    assert outcome.result.latency_ms.high <= 0.14
-    assert outcome.budget.used == pytest.approx(outcome.result.latency_ms.p50 / 0.14)
+    assert outcome.result.latency.high <= 0.14
+    assert outcome.budget.used == pytest.approx(outcome.result.latency.p50 / 0.14)
     config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"10us"'))
     with pytest.raises(NothingFits, match=r"0\.01ms is out of reach") as caught:
         deploy(request(config, tmp_path / "dist"))
@@ -537,7 +537,7 @@ def test_on_this_machine_the_numbers_are_measured(tmp_path: Path) -> None:
     assert (outcome.emulated, outcome.metric) == (False, "latency_ns")
     assert outcome.conditions["onnxruntime"]
     assert 0 < outcome.result.ratio.low <= outcome.result.ratio.p50 <= outcome.result.ratio.high
-    assert 0 < outcome.result.latency_ms.p50 < outcome.baseline.latency_ms.p50
+    assert 0 < outcome.result.latency.p50 < outcome.baseline.latency.p50
     assert set(outcome.layer_shares) >= {"stem.0", "block1.conv1", "block2.conv2"}
     profile = load_config(config).profile("host")
     with open_target(profile) as target:

@@ -488,13 +488,14 @@ def _print_if_emulated(data: Json) -> None:
 
 
 def _print_outcome(data: Json) -> None:
-    from edgeprune.outcome import BudgetVerdict, unit_of
+    from edgeprune.metric import unit_of
+    from edgeprune.outcome import BudgetVerdict
 
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
-    unit = unit_of(data["emulated"])
+    unit = unit_of(data["metric"])
     rows = [
         [f"accuracy, % of {after['test_images']:,} test images", _percent(before), _percent(after)],
-        [f"latency, {unit}", _span(before["latency_ms"]), _span(after["latency_ms"])],
+        [f"latency, {unit}", _span(before["latency"]), _span(after["latency"])],
         ["ratio", "1", _span(after["ratio"], 4)],
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"],
         ["MACs", f"{before['macs']:,}", f"{after['macs']:,}"],
@@ -502,7 +503,7 @@ def _print_outcome(data: Json) -> None:
     ]
     _print_if_emulated(data)
     _table(f"{data['model']} on {data['target']}", ["", "before", "after"], rows)
-    typer.echo(f"budget {budget.summary(data['emulated'])}")
+    typer.echo(f"budget {budget.summary(data['metric'])}")
     for each in budget.missed:
         typer.echo(f"  {each}")
     for each in data["flags"]:
@@ -515,16 +516,16 @@ def _print_outcome(data: Json) -> None:
 
 
 def _print_comparison(data: Json) -> None:
-    from edgeprune.outcome import unit_of
+    from edgeprune.metric import unit_of
 
     first = data["models"][0]
     _print_if_emulated(first)
-    rows = [[first["reference"], "1", _span(first["reference_ms"]), "-"]] if len(data["models"]) > 1 else []
+    rows = [[first["reference"], "1", _span(first["reference_latency"]), "-"]] if len(data["models"]) > 1 else []
     rows += [
-        [each["model"], _span(each["ratio"], 4), _span(each["latency_ms"]), "; ".join(each["flags"]) or "-"]
+        [each["model"], _span(each["ratio"], 4), _span(each["latency"]), "; ".join(each["flags"]) or "-"]
         for each in data["models"]
     ]
-    unit = unit_of(first["emulated"])
+    unit = unit_of(first["metric"])
     _table(f"on {data['target']}", ["model", "ratio to the first", unit, "unsteady because"], rows)
 
 

@@ -42,7 +42,8 @@ from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
 from edgeprune.manifest import PARITY_SAMPLES as RECORDED
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.outcome import ModelFacts, Outcome, WidthChange, unit_of
+from edgeprune.metric import check_limit, unit_of
+from edgeprune.outcome import ModelFacts, Outcome, WidthChange
 from edgeprune.pack import BundleContents, pack, write_bundle
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile
@@ -55,7 +56,7 @@ from edgeprune.search.problem import Problem
 from edgeprune.search.settle import settle
 from edgeprune.search.strategies import make_searcher
 from edgeprune.structure import Structure, build_structure
-from edgeprune.target import Target, open_target
+from edgeprune.target import Packager, Target, open_target
 from edgeprune.trial import Quality, Trial
 from edgeprune.verdict import verdict
 
@@ -212,7 +213,7 @@ def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:
     ratio = bench.judge.ratio(timing).high
     if budget.latency.unit == "x":
         return ratio
-    takes = timing.latency_ms(budget.confidence, budget.quantile)
+    takes = timing.latency(budget.confidence, budget.quantile)
     return max(ratio, takes.high / budget.latency.value * bench.judge.limit_ratio)
 
 
@@ -380,7 +381,7 @@ def start_bench(prepared: Prepared, target: Target) -> tuple[Bench, Measurement]
     """Return the bench, and the timing of the unpruned model: measured once per run.
 
     Raises:
-        BudgetError: if the unpruned model meets the budget already.
+        BudgetError: if the unpruned model meets the budget already, or milliseconds are asked of an emulator.
     """
     reference = prepared.insist(lambda: target.compile(prepared.baseline))
     timing = _baseline_timing(prepared, target, reference)
@@ -444,13 +445,14 @@ def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
     Milliseconds are compared with the upper end of what the unpruned model takes: the result's will spread as much.
 
     Raises:
-        BudgetError: if the unpruned model meets the budget already.
+        BudgetError: if the unpruned model meets the budget already, or milliseconds are asked of an emulator.
     """
-    takes = baseline.reference_ms(budget.confidence, budget.quantile)
+    check_limit(str(budget.latency), budget.latency.unit, baseline.metric)
+    takes = baseline.reference_latency(budget.confidence, budget.quantile)
     if budget.limit_ratio(takes.p50) >= 1:
         raise BudgetError(
             f"the unpruned model meets {budget.latency} already",
-            why=f"it takes {takes.p50:.4g} {unit_of(baseline.emulated)} here",
+            why=f"it takes {takes.p50:.4g} {unit_of(baseline.metric)} here",
             next_step=f"ask for less than {_three_digits(takes.low)}ms, or ship it as it is",
         )
     return budget.limit_ratio(takes.high)
@@ -545,12 +547,10 @@ def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
 
 def layer_shares(structure: Structure, timing: Measurement) -> dict[str, float]:
     """Return layer name → share of the time of one call; what is missing to 1 is spent elsewhere."""
-    total = sum(timing.layers_ns.values())
+    total = sum(timing.layers.values())
     if not total:
         return {}
-    return {
-        each.name: timing.layers_ns[each.node] / total for each in structure.layers if each.node in timing.layers_ns
-    }
+    return {each.name: timing.layers[each.node] / total for each in structure.layers if each.node in timing.layers}
 
 
 def look(prepared: Prepared, bench: Bench, problem: Problem) -> list[Trial]:
@@ -578,11 +578,11 @@ def _three_digits(milliseconds: float) -> str:
 def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
     assert probe.measurement is not None
     reach, confidence = bench.judge.ratio(probe.measurement), prepared.budget.confidence
-    reachable_ms = probe.measurement.latency_ms(confidence, prepared.budget.quantile)
+    reachable = probe.measurement.latency(confidence, prepared.budget.quantile)
     stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
     in_ms = prepared.budget.latency.unit == "ms"
-    enough = f"{_three_digits(reachable_ms.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
-    takes = f"{reach.p50:.3f}x ({_three_digits(reachable_ms.p50)} {unit_of(probe.measurement.emulated)})"
+    enough = f"{_three_digits(reachable.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
+    takes = f"{reach.p50:.3f}x ({_three_digits(reachable.p50)} {unit_of(probe.measurement.metric)})"
     return NothingFits(
         f"{prepared.budget.latency} is out of reach: the narrowest plan takes {takes}",
         why=f"what must stay costs that much; {stays}",
@@ -620,13 +620,14 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A tuned model on the target: it answers as PyTorch does, and was timed."""
+    """A tuned model on the target: it answers as PyTorch does, was timed, and what its bundle holds for the device."""
 
     artifact: Artifact
     timing: Measurement
     parity_inputs: Mapping[str, np.ndarray[Any, Any]]
     parity_outputs: Mapping[str, np.ndarray[Any, Any]]
     tolerances: tuple[float, float]
+    device: Mapping[str, Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -659,6 +660,7 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
         parity_inputs={"input": images.numpy()},
         parity_outputs={"output": wanted},
         tolerances=tolerances,
+        device=prepared.insist(partial(target.package, engine)) if isinstance(target, Packager) else {},
     )
 
 
@@ -757,17 +759,17 @@ def _outcome(
     prepared: Prepared, bench: Bench, baseline: Measurement, winner: Trial, proof: Proof, seconds: Mapping[str, float]
 ) -> Outcome:
     trials = prepared.ledger.trials(prepared.run)
-    result, emulated = _result_facts(prepared, proof), proof.checked.timing.emulated
+    result, metric = _result_facts(prepared, proof), proof.checked.timing.metric
     return Outcome(
         model=prepared.model.name,
         target=prepared.request.target,
-        emulated=emulated,
-        metric=proof.checked.timing.metric,
+        emulated=proof.checked.timing.emulated,
+        metric=metric,
         strategy=bench.strategy,
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,
-        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy, emulated=emulated),
+        budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy, metric=metric),
         measurements=_measurements(prepared, trials, winner),
         trials=sum(each.phase == "search" for each in trials),
         widths=_width_changes(prepared.structure, winner.plan),
@@ -805,7 +807,7 @@ def _baseline_facts(prepared: Prepared, bench: Bench, proof: Proof) -> ModelFact
         accuracy=proof.baseline_accuracy,
         test_images=proof.test_images,
         validation={"baseline": bench.judge.baseline.accuracy},
-        latency_ms=proof.checked.timing.reference_ms(confidence, quantile),
+        latency=proof.checked.timing.reference_latency(confidence, quantile),
         ratio=None,
         parameters=cost.parameters(prepared.graph),
         macs=cost.macs(prepared.graph),
@@ -820,7 +822,7 @@ def _result_facts(prepared: Prepared, proof: Proof) -> ModelFacts:
         accuracy=proof.accuracy,
         test_images=proof.test_images,
         validation=proof.validation,
-        latency_ms=proof.checked.timing.latency_ms(confidence, quantile),
+        latency=proof.checked.timing.latency(confidence, quantile),
         ratio=proof.checked.timing.ratio(confidence, quantile),
         parameters=cost.parameters(graph),
         macs=cost.macs(graph),
@@ -867,6 +869,7 @@ def _deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) 
             parent_sha256=prepared.baseline.sha256,
             versions=outcome.versions,
             preprocessing=_preprocessing(prepared.splits.train),
+            device=proof.checked.device,
         )
         write_bundle(folder, contents=contents)
         archive = pack(folder, folder.with_name(f"{name}.tar"))
