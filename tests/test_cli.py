@@ -128,6 +128,19 @@ def tree(folder: Path) -> dict[str, str]:
 # -- what succeeds ---------------------------------------------------------------------------------------------------
 
 
+def test_several_targets_end_in_one_table_and_one_bundle_each(edgeprune: Command, tmp_path: Path) -> None:
+    config = tiny_project.write_project(tmp_path, *QUICK)
+    config.write_text(config.read_text() + '[targets.coarse]\nprofile = "formula"\noptions = {block = 16}\n')
+    said = edgeprune(tmp_path, "deploy", "-t", "toy", "-t", "coarse", "--json", "--quiet")
+    results = json.loads(said.out)["data"]["results"]
+    assert said.code == 0
+    assert [each["target"] for each in results] == ["toy", "coarse"]
+    assert all(Path(tmp_path / each["outcome"]["bundle"]).is_dir() for each in results)
+    text = edgeprune(tmp_path, "deploy", "-t", "toy", "-t", "coarse", "--quiet").out
+    assert re.search(r"toy .*→.* formula units .* 0\.5x met", text)
+    assert text.count("bundle: ") == 2
+
+
 def test_deploy_prints_one_json_object_with_every_promised_number(edgeprune: Command, project: Path) -> None:
     """At the top and under data, as scripts that read either expect."""
     said = deploy(edgeprune, project)

@@ -92,7 +92,12 @@ def _top(
 @app.command()
 def deploy(
     config: ConfigOption = None,
-    target: TargetOption = "host",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", "-t", help="a profile, or a [targets.NAME]; several: one bundle each", show_default="host"
+        ),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="8ms, 800us, or 0.5x of the unpruned model")
     ] = None,
@@ -112,7 +117,6 @@ def deploy(
 
     def act() -> tuple[Json, int]:
         from edgeprune.deploy import Request
-        from edgeprune.deploy import deploy as carry_out
         from edgeprune.progress import watch
 
         overrides = {
@@ -121,21 +125,23 @@ def deploy(
             "search.trials": trials,
             "search.seed": seed,
         }
+        loaded, progress = _config(config, settings, overrides), watch(quiet=quiet)
         with _Stop() as stop:
-            outcome = carry_out(
+            requests = [
                 Request(
-                    config=_config(config, settings, overrides),
-                    target=target,
+                    config=loaded,
+                    target=each,
                     out=out,
                     command=_same_command(),
-                    progress=watch(quiet=quiet),
+                    progress=progress,
                     stop=stop.check,
                     fresh=fresh,
                 )
-            )
-        return outcome.to_json(), 0 if outcome.budget.met else 1
+                for each in target or ["host"]
+            ]
+            return _deployed(requests)
 
-    _run("deploy", act, as_json, _print_outcome)
+    _run("deploy", act, as_json, _print_deployed)
 
 
 @app.command()
@@ -273,6 +279,19 @@ def targets(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     _run("targets", act, as_json, _print_targets)
 
 
+def _deployed(requests: list[Any]) -> tuple[Json, int]:
+    """Return the outcome of one request as it is, of several under the names of their targets."""
+    if len(requests) == 1:
+        from edgeprune.deploy import deploy as carry_out
+
+        outcome = carry_out(requests[0])
+        return outcome.to_json(), 0 if outcome.budget.met else 1
+    from edgeprune.rollout import exit_code, roll_out
+
+    results = roll_out(requests)
+    return {"results": [each.to_json() for each in results]}, exit_code(results)
+
+
 # -- what they share ------------------------------------------------------------------------------------------------
 
 
@@ -407,14 +426,21 @@ def _run(command: str, act: Callable[[], tuple[Json, int]], as_json: bool, show:
 def _succeed(command: str, data: Json, code: int, as_json: bool, show: Callable[[Json], None]) -> None:
     if as_json:
         flat = data if command == "deploy" else {}
-        blank = {"blame": "", "why": "", "next": ""}  # the keys of every diagnostic
-        warnings: list[Json] = [{"kind": "Warning", "what": each, **blank} for each in data.get("warnings", ())]
-        _envelope(command, "ok" if code == 0 else "failed", data, warnings, flat)
+        _envelope(command, "ok" if code == 0 else "failed", data, _diagnostics(data), flat)
     else:
         show(data)
         if command in ("deploy", "verify"):
             typer.echo(f"edgeprune: {'PASSED' if code == 0 else 'FAILED'}")
     raise typer.Exit(code)
+
+
+def _diagnostics(data: Json) -> list[Json]:
+    """Return the warnings of a command, and of each target the error or the warnings."""
+    found: list[Json] = []
+    for each in data.get("results", ()):
+        found += [each["error"]] if each.get("error") else _diagnostics(each.get("outcome") or {})
+    blank = {"blame": "", "why": "", "next": ""}  # the keys of every diagnostic
+    return [*found, *({"kind": "Warning", "what": each, **blank} for each in data.get("warnings", ()))]
 
 
 def _fail(command: str, error: EdgepruneError, as_json: bool, *, traceback_of: Exception | None = None) -> None:
@@ -513,6 +539,42 @@ def _print_outcome(data: Json) -> None:
     typer.echo(f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['strategy']})")
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")
+
+
+def _print_deployed(data: Json) -> None:
+    if "results" not in data:
+        _print_outcome(data)
+        return
+    for each in data["results"]:
+        if each["outcome"]:
+            _print_outcome(each["outcome"])
+            typer.echo("")
+    _table("in all", ["target", "accuracy, %", "latency", "ratio", "budget"], [_row(each) for each in data["results"]])
+    for each in data["results"]:
+        if each["error"]:
+            _print_error(each["target"], each["error"])
+
+
+def _row(result: Json) -> list[str]:
+    """Return what became of one target in one line of the closing table."""
+    from edgeprune.metric import limit_of
+    from edgeprune.outcome import BudgetVerdict
+
+    if result["error"]:
+        return [result["target"], "-", "-", "-", f"{result['error']['kind']}, see below"]
+    outcome = result["outcome"]
+    before, after, budget = outcome["baseline"], outcome["result"], BudgetVerdict(**outcome["budget"])
+    accuracy = " → ".join(f"{100 * each['accuracy']:.2f}" for each in (before, after))
+    latency = " → ".join(f"{each['latency']['p50']:.3g}" for each in (before, after))
+    kept = f"{limit_of(budget.requested, outcome['metric'])} {'met' if budget.met else 'MISSED'}"
+    return [result["target"], accuracy, f"{latency} {outcome['unit']}", f"{after['ratio']['p50']:.3f}", kept]
+
+
+def _print_error(target: str, error: Json) -> None:
+    why = f": {error['why']}" if error["why"] else ""
+    typer.echo(f"{target}: {error['what']}{why}")
+    if error["next"]:
+        typer.echo(f"  next: {error['next']}")
 
 
 def _print_comparison(data: Json) -> None:

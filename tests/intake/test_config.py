@@ -216,6 +216,22 @@ def test_a_target_table_overrides_a_profile(tmp_path: Path) -> None:
     assert config.profile("host").options["threads"] == 1
 
 
+def test_a_target_with_several_addresses_is_several_boards_of_one_kind(tmp_path: Path) -> None:
+    table = '[targets.shelf]\nprofile = "host"\naddress = ["ssh://a.local", "ssh://b.local"]\n'
+    config = load_config(written(tmp_path, MINIMAL + table))
+    one, other = config.boards("shelf")
+    assert (one.address, other.address) == ("ssh://a.local", "ssh://b.local")
+    assert one.digest == other.digest == config.profile("shelf").digest
+    assert config.boards("host") == (config.profile("host"),)
+
+
+@pytest.mark.parametrize("addresses", ['["ssh://a", "ssh://a"]', "[]"])
+def test_a_board_is_listed_once(tmp_path: Path, addresses: str) -> None:
+    config = load_config(written(tmp_path, MINIMAL + f'[targets.shelf]\nprofile = "host"\naddress = {addresses}\n'))
+    with pytest.raises(ProfileError, match="address"):
+        config.boards("shelf")
+
+
 def test_a_target_may_name_a_profile_file_beside_the_configuration(tmp_path: Path) -> None:
     """A profile's path is relative to the file that names it."""
     (tmp_path / "mine.toml").write_text('adapter = "formula"\n')

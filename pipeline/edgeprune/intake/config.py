@@ -32,7 +32,7 @@ from pydantic import (
 
 from edgeprune.budget import Budget, Latency
 from edgeprune.canonical import digest, file_sha256
-from edgeprune.errors import BudgetError, ConfigError
+from edgeprune.errors import BudgetError, ConfigError, ProfileError
 from edgeprune.intake.complaint import config_error
 from edgeprune.intake.factory import Factory
 from edgeprune.profile import Profile, load_profile
@@ -344,11 +344,12 @@ class TargetConfig(Section):
 
     Attributes:
         profile: a shipped profile or the path of a TOML file; None: the shipped profile of the table's name.
+        address: where the device is, or a list: several boards of one kind, among which measurements are spread.
     """
 
     profile: str | None = None
     adapter: str | None = None
-    address: str | None = None
+    address: str | Names | None = None
     arch: str | None = None
     precision: str | None = None
     channel_multiple: Count | None = None
@@ -402,11 +403,32 @@ class Config(Section):
         Raises:
             ProfileError: if it is unknown or malformed.
         """
+        return self.boards(name)[0]
+
+    def boards(self, name: str) -> tuple[Profile, ...]:
+        """Return the profile of target `name` once for each of its addresses: the boards it may be measured on.
+
+        Raises:
+            ProfileError: if it is unknown or malformed, or an address is given twice.
+        """
+        address = self.targets.get(name, TargetConfig()).address
+        if address is None or isinstance(address, str):
+            return (self._at(name, address),)
+        if not address or len(set(address)) < len(address):
+            raise ProfileError(
+                f"target {name!r}: address is {list(address)!r}",
+                why="one or more addresses are wanted, each of another board",
+            )
+        return tuple(self._at(name, each) for each in address)
+
+    def _at(self, name: str, address: str | None) -> Profile:
         settings = self.targets.get(name, TargetConfig())
         source = settings.profile or name
         if source.endswith(".toml"):
             source = str(self.folder / source)
-        overrides = settings.model_dump(exclude_unset=True, exclude={"profile"}) | {"name": Path(name).stem}
+        overrides = settings.model_dump(exclude_unset=True, exclude={"profile", "address"}) | {"name": Path(name).stem}
+        if address is not None:
+            overrides["address"] = address
         if self.space.channel_multiple is not None:
             overrides["channel_multiple"] = self.space.channel_multiple
         return load_profile(source, overrides)
