@@ -1,5 +1,7 @@
 """Compiling ONNX graphs with TVM: one kernel per fused operator, weights as inputs, a flat program that calls them.
 
-    ONNX ─fold─▶ nodes ─fuse─▶ groups ─lower─▶ kernels (TIR) ─schedule, compile, cache─▶ objects ─link─▶ library
-                                          └──▶ program: buffers, constants, steps
+    ONNX ─read, fold, unroll─▶ nodes ─group─▶ kernels (TensorIR) ─schedule, compile, cache─▶ objects
+                                                 └──▶ program: buffers, constants, steps
+
+`lower.lower` makes the program, `cache.KernelCache.objects` its object files. Nothing here touches a device.
 """
