@@ -3,7 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# edgeprune alone, and with what its tests, linters and every target of theirs need.
 INSTALLED := $(VENV)/.installed
+EQUIPPED := $(VENV)/.equipped
+EXTRAS := dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Threads that spin while they wait starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -19,7 +23,7 @@ test: lint
 	sh tests/install-chromium
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(EQUIPPED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,7 +35,11 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
+	touch $@
+
+$(EQUIPPED): $(INSTALLED)
+	$(PIP) -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
