@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # edgeprune alone, and with what its tests, linters and every target of theirs need.
 INSTALLED := $(VENV)/.installed
 EQUIPPED := $(VENV)/.equipped
-EXTRAS := dev,gpu,trt-check
+EXTRAS := dev,gpu,trt-check,tvm
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Threads that spin while they wait starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
