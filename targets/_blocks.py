@@ -40,7 +40,12 @@ Row = tuple[int, int, int]
 
 
 def warm_up(
-    call: Callable[[], None], between: Callable[[], None], clock: Callable[[], float] = time.perf_counter
+    call: Callable[[], None],
+    between: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    least_s: float = WARM_S,
+    limit_s: float = WARM_LIMIT_S,
 ) -> tuple[float, int, bool]:
     """Call until successive windows agree or the limit is reached; return (seconds of one call, calls, agreed)."""
     start, took = clock(), list[float]()
@@ -53,8 +58,8 @@ def warm_up(
         window = max(1, min(WARM_WINDOW_CALLS, round(WARM_WINDOW_S / took[-1])))
         recent, earlier = took[-window:], took[-2 * window : -window]
         agreed = len(took) >= 2 * window and abs(min(recent) / min(earlier) - 1) <= WARM_AGREE
-        enough = len(took) >= WARM_CALLS and now - start >= WARM_S
-        if enough and (agreed or now - start >= max(WARM_LIMIT_S, 2 * WARM_CALLS * min(took))):
+        enough = len(took) >= WARM_CALLS and now - start >= least_s
+        if enough and (agreed or now - start >= max(limit_s, 2 * WARM_CALLS * min(took))):
             return min(recent), len(took), agreed
 
 

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeprune.artifact import Artifact
 from edgeprune.errors import CompileError, DeviceLost, EdgepruneError, ProfileError
 
 if TYPE_CHECKING:
@@ -407,3 +409,27 @@ def _refusal(error: Exception) -> EdgepruneError:
         advice = "end what else uses the memory, then run the command again"
         return DeviceLost("this machine ran short of memory while taking INT8 ranges", why=why, next_step=advice)
     return CompileError("the ranges of the activations cannot be taken", why=f"ONNX Runtime refused: {why}")
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_graph(graph: Artifact) -> onnx.ModelProto:
+    """Return the graph of a file.
+
+    Raises:
+        CorruptArtifact: if the file is missing or changed since it was hashed.
+        CompileError: if it holds no whole graph.
+    """
+    graph.check()
+    try:
+        model = onnx.load_model_from_string(graph.path.read_bytes())
+    except (DecodeError, OSError) as error:
+        raise CompileError(
+            f"{graph.path.name} is not a whole ONNX graph",
+            why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            next_step="export the graph again, all of it in one file",
+        ) from error
+    if not model.graph.output:
+        raise CompileError(f"{graph.path.name} is not a whole ONNX graph", why="it has no output")
+    return model

@@ -21,7 +21,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from edgeprune.errors import CompileError, CorruptArtifact, DeviceBusy, DeviceLost, EdgepruneError, ProfileError
+from edgeprune.errors import (
+    CompileError,
+    CorruptArtifact,
+    DeviceBusy,
+    DeviceLost,
+    EdgepruneError,
+    ProfileError,
+    StorageFull,
+)
 
 from . import _frames  # noqa: TID251 a private part of the adapters
 
@@ -43,6 +51,7 @@ REFUSALS: Mapping[str, type[EdgepruneError]] = {
     "busy": DeviceBusy,
     "lost": DeviceLost,
     "profile": ProfileError,
+    "full": StorageFull,
 }
 """What a reply calls a refusal → whose turn it is. "machine", which ran short, is told apart: it ends the worker."""
 

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import open_bundle
 from edgeprune.canonical import file_sha256
-from edgeprune.deploy import Request, _uncounted, deploy, run_name
+from edgeprune.deploy import deploy
 from edgeprune.errors import BudgetError, DataError, DeviceBusy, DeviceLost, LedgerError, NothingFits
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Incident, Ledger
@@ -33,6 +33,8 @@ from edgeprune.outcome import Outcome
 from edgeprune.progress import Silent
 from edgeprune.run_lock import RunLock
 from edgeprune.search.settle import settle
+from edgeprune.stages.deliver import uncounted
+from edgeprune.stages.prepare import Request, run_name
 from edgeprune.target import open_target
 from edgeprune.trial import Trial
 from edgeprune.verify import verify
@@ -268,9 +270,9 @@ def test_a_model_that_is_right_is_not_warned_of(finished: Done) -> None:
 
 def test_work_of_unknown_cost_is_said_to_be_missing_from_the_count(finished: Done) -> None:
     graph = onnx.load(finished.outcome.run_dir + "/baseline.onnx")
-    assert _uncounted(graph) == []
+    assert uncounted(graph) == []
     graph.graph.node.append(onnx.helper.make_node("Einsum", ["a", "b"], ["c"], "strange", equation="ij,jk->ik"))
-    assert _uncounted(graph) == ["the MACs are at least so many: Einsum (strange) could not be counted"]
+    assert uncounted(graph) == ["the MACs are at least so many: Einsum (strange) could not be counted"]
 
 
 def test_a_run_that_continues_says_so(finished: Done, config: Path, tmp_path: Path) -> None:

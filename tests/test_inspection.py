@@ -53,10 +53,10 @@ def test_choices_are_channels_on_the_profiles_multiple(described: dict) -> None:
 
 def test_the_doctor_looks_at_this_machine_and_at_the_target() -> None:
     """Python and PyTorch first; a healthy machine has no problem, every problem has a mend."""
-    findings = examine(load_profile("formula"))
+    findings = examine([load_profile("formula")])
     assert [each["subject"] for each in findings[:2]] == ["Python", "PyTorch"]
     assert not [each for each in findings if each["severity"] == "problem"]
-    sick = examine(Profile(name="sick", adapter="formula", options={"block": -1}))
+    sick = examine([Profile(name="sick", adapter="formula", options={"block": -1})])
     problems = [each for each in sick if each["severity"] == "problem"]
     assert problems
     assert all(each["mend"] for each in problems)
@@ -70,3 +70,17 @@ def test_targets_are_the_shipped_profiles_and_the_configurations_own(tmp_path: P
     listed = {each["name"]: each["reachable"] for each in list_targets(config)}
     assert listed["toy"] == "yes"
     assert listed["sick"].startswith("no: ")
+
+
+def test_every_board_of_a_target_is_examined_under_its_address() -> None:
+    boards = [Profile(name="shelf", adapter="formula", address=each) for each in ("ssh://a", "ssh://b")]
+    subjects = [each["subject"] for each in examine(boards)]
+    assert {each.partition(": ")[0] for each in subjects} >= {"ssh://a", "ssh://b"}
+
+
+def test_every_board_of_a_target_is_listed() -> None:
+    given = {"model.factory": "a:b", "data.factory": "a:b", "targets.shelf.profile": "formula"}
+    config = load_config(None, {**given, "targets.shelf.address": ["ssh://a", "ssh://b"]})
+    listed = [each for each in list_targets(config) if each["name"] == "shelf"]
+    assert [each["address"] for each in listed] == ["ssh://a", "ssh://b"]
+    assert all(each["reachable"] == "yes" for each in listed)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import tiny_project
 
-from edgeprune.deploy import Request, deploy
+from edgeprune.deploy import deploy
 from edgeprune.errors import ConfigError, DeviceLost, Interrupted, NothingFits, ProfileError
 from edgeprune.intake.config import load_config
 from edgeprune.rollout import Result, exit_code, roll_out
+from edgeprune.stages.prepare import Request
 
 QUICK = (("steps = 12", "steps = 0"), ("trials = 6", "trials = 2"))
 MORE = """

@@ -116,8 +116,8 @@ def deploy(
     """
 
     def act() -> tuple[Json, int]:
-        from edgeprune.deploy import Request
         from edgeprune.progress import watch
+        from edgeprune.stages.prepare import Request
 
         overrides = {
             "budget.latency": budget,
@@ -260,7 +260,7 @@ def doctor(
     def act() -> tuple[Json, int]:
         from edgeprune.inspection import examine
 
-        findings = examine(_profile(config, target))
+        findings = examine(_boards(config, target))
         problems = any(each["severity"] == "problem" for each in findings)
         return {"target": target, "findings": findings}, 3 if problems else 0
 
@@ -325,6 +325,11 @@ def _profile(config: Path | None, target: str) -> Any:
     from edgeprune.profile import load_profile
 
     return _config(config, None, {}).profile(target) if config else load_profile(target)
+
+
+def _boards(config: Path | None, target: str) -> Any:
+    """Return the profile of a target once for each board it lists."""
+    return _config(config, None, {}).boards(target) if config else (_profile(None, target),)
 
 
 def _profiles(config: Path | None) -> list[Any]:

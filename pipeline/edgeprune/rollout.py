@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeprune.deploy import Request, deploy
+from edgeprune.deploy import deploy
 from edgeprune.errors import ConfigError, DeviceLost, EdgepruneError, Interrupted
 from edgeprune.outcome import Outcome
+from edgeprune.stages.prepare import Request
 from edgeprune.target import Finding, examine_target
 
 
@@ -83,7 +84,8 @@ def _check_ready(requests: Sequence[Request]) -> None:
 
 
 def _problems(request: Request) -> list[Finding]:
-    return [each for each in examine_target(request.config.profile(request.target)) if each.severity == "problem"]
+    boards = request.config.boards(request.target)
+    return [each for board in boards for each in examine_target(board) if each.severity == "problem"]
 
 
 def _tried(request: Request) -> Result:
