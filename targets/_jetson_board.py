@@ -29,42 +29,44 @@ LEASE_GRACE_S = 20.0
 
 _PROBE = r"""
 root=$1 wanted=$2
-say() { printf '%s\t%s\n' "$1" "$(printf '%s' "$2" | tr '\000\t\n' '   ' | head -c 300)"; }
-file() { if [ -r "$root$2" ]; then say "$1" "$(head -c 300 "$root$2" 2> /dev/null)"; fi; }
+say() { local text=${2//[$'\t\n\r']/ }; printf '%s\t%s\n' "$1" "${text:0:300}"; }
+text() { IFS= read -r -d '' -n 300 REPLY < "$1"; } 2> /dev/null
+file() { REPLY=; text "$root$2"; say "$1" "$REPLY"; }
 file boot_id /proc/sys/kernel/random/boot_id
 file release /etc/nv_tegra_release
 file model /proc/device-tree/model
-file compatible /proc/device-tree/compatible
+{ while IFS= read -r -d '' REPLY; do all="$all $REPLY"; done < "$root/proc/device-tree/compatible"; } 2> /dev/null
+say compatible "$all"
 file governor /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
 say l4t_core "$(dpkg-query -W -f='${Version}' nvidia-l4t-core 2> /dev/null)"
 say cuda "$(readlink -f /usr/local/cuda 2> /dev/null)"
 say kernel "$(uname -r)"
 say machine "$(uname -m)"
 say cache "${XDG_CACHE_HOME:-$HOME/.cache}/edgeprune"
-say memory_kib "$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' "$root/proc/meminfo" 2> /dev/null)"
-say load "$(cut -d ' ' -f 1 "$root/proc/loadavg" 2> /dev/null)"
+{ while read -r name size _; do [ "$name" = MemAvailable: ] && say memory_kib "$size"; done < "$root/proc/meminfo"; } \
+  2> /dev/null
+file load /proc/loadavg
 say power_mode "$(timeout 10 nvpmodel -q < /dev/null 2> /dev/null)"
 for each in "$wanted" "$(command -v trtexec)" /usr/src/tensorrt/bin/trtexec; do
   if [ -n "$each" ] && [ -x "$each" ]; then say trtexec "$each"; break; fi
 done
-say tegrastats "$(command -v tegrastats)"
-say nvpmodel "$(command -v nvpmodel)"
-say jetson_clocks "$(command -v jetson_clocks)"
-say sudo "$(sudo -n true 2> /dev/null && echo yes)"
+for each in tegrastats nvpmodel jetson_clocks; do say "$each" "$(command -v "$each")"; done
 for each in "$root"/sys/class/devfreq/*/; do
-  name=$(tr -d '\000' < "${each}device/of_node/name" 2> /dev/null || basename "$each")
-  case "$name $each" in gpu*|ga10b*|gv11b*|gp10b*|gm20b*|*gpu-gpc*) ;; *) continue ;; esac
+  name=${each%/}; REPLY=${name##*/}; text "${each}device/of_node/name"
+  case "$REPLY $each" in gpu*|ga10b*|gv11b*|gp10b*|gm20b*|*gpu-gpc*) ;; *) continue ;; esac
   say gpu_hz "$(cat "${each}cur_freq" "${each}min_freq" "${each}max_freq" 2> /dev/null)"
-  say gpu_load "$(cat "${each}device/load" 2> /dev/null)"
+  REPLY=; text "${each}device/load"; say gpu_load "$REPLY"
   break
 done
 for each in "$root"/sys/class/thermal/thermal_zone*/; do
-  say "temperature $(cat "${each}type" 2> /dev/null)" "$(cat "${each}temp" 2> /dev/null)"
+  REPLY=; text "${each}type"; zone=${REPLY//[$'\t\n']/}; REPLY=; text "${each}temp"
+  [ -n "$zone" ] && say "temperature $zone" "$REPLY"
 done
 for each in "$root"/sys/class/hwmon/hwmon*/; do
-  [ "$(cat "${each}name" 2> /dev/null)" = soctherm_oc ] || continue
-  for counter in oc1 oc2 oc3; do say "$counter" "$(cat "${each}${counter}_event_cnt" 2> /dev/null)"; done
+  REPLY=; text "${each}name"; [ "${REPLY//[$'\n']/}" = soctherm_oc ] || continue
+  for counter in oc1 oc2 oc3; do REPLY=; text "${each}${counter}_event_cnt"; say "$counter" "$REPLY"; done
 done
+exit 0
 """
 
 _LEASE = r"""
@@ -74,15 +76,14 @@ exec 9< "$lock" || { echo NOLOCK; exit 3; }
 flock -w "$wait" 9 || { printf 'BUSY %s\n' "$(head -c 200 "$lock" | tr -d '\000\n')"; exit 75; }
 printf '%s\n' "$note" | dd of="$lock" conv=nocreat status=none 2> /dev/null
 if [ "$clocks" = yes ] && sudo -n jetson_clocks --store "$store" < /dev/null > /dev/null 2>&1; then
-  trap 'setsid sudo -n jetson_clocks --restore "$store" < /dev/null > /dev/null 2>&1 9<&- &' EXIT
+  exec 8> >(exec setsid bash -c 'cat; sudo -n jetson_clocks --restore "$1" < /dev/null' restore "$store" \
+    > /dev/null 2>&1 9<&-)
   sudo -n jetson_clocks < /dev/null > /dev/null 2>&1 && echo CLOCKS
 fi
 echo HELD
-sleep infinity &
-trap 'exit 0' TERM INT HUP
-wait
+exec sleep infinity
 """
-"""Holds the lock until it is ended; a clock that it pinned is put back by a process that outlives it."""
+"""Holds the lock until it is ended. Clocks that it pinned are put back by a process that outlives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,6 @@ class Board:
         load: of its CPUs over a minute.
         trtexec: path of the program.
         tools: those of tegrastats, nvpmodel and jetson_clocks that are there.
-        sudo: it lets this user be root without a password.
         governor: of its CPUs.
     """
 
@@ -127,7 +127,6 @@ class Board:
     load: float | None
     trtexec: str | None
     tools: tuple[str, ...]
-    sudo: bool
     governor: str | None
 
     @property
@@ -207,10 +206,9 @@ def board_from_text(text: str, name: str) -> Board:
         },
         throttled={key: count for key in ("oc1", "oc2", "oc3") if (count := _integer(facts.get(key))) is not None},
         memory_mib=None if memory is None else memory // 1024,
-        load=float(facts["load"]) if re.fullmatch(r"\d+\.\d+", facts.get("load", "")) else None,
+        load=float(found[0]) if (found := re.match(r"\d{1,6}\.\d+(?= )", facts.get("load", ""))) else None,
         trtexec=_ssh.remote_path(facts["trtexec"]) if "trtexec" in facts else None,
         tools=tuple(each for each in ("tegrastats", "nvpmodel", "jetson_clocks") if each in facts),
-        sudo=facts.get("sudo") == "yes",
         governor=facts.get("governor"),
     )
 

@@ -47,4 +47,4 @@ def energy_from_text(text: str, *, idle_s: float, warm_up_s: float) -> _jetson_s
     readings = [(at, found) for at, rest in stamped if (found := _jetson_stats.reading_from_line(rest)) is not None]
     busy = (start + MARGIN_S, stop - MARGIN_S)
     count = round(log.queries * (busy[1] - busy[0]) / inside)
-    return _jetson_stats.energy(readings, idle=(load - idle_s, load), busy=busy, inferences=count)
+    return _jetson_stats.energy(readings, idle=(load - idle_s, load - MARGIN_S), busy=busy, inferences=count)

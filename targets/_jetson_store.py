@@ -26,6 +26,9 @@ HOUSEKEEPING_S = 60.0
 FILES_CAP = 64 << 20
 """Bytes of log and small files of one call of trtexec that are read."""
 
+LOG_CAP = 4 << 20
+"""Bytes of a log; a command that says more is ended by that."""
+
 UPLOAD_S_PER_MIB = 2.0
 FOLDERS = ("graphs", "engines", "timing", "jobs")
 
@@ -45,12 +48,12 @@ done
 """
 
 _RUN = r"""
+boot=$2 marker=$3 cap=$4 keep=$5 count=$6
+[ "$keep" = yes ] || { mkdir -- "$1" && trap 'cd / && rm -rf -- "$1"' EXIT; }
 cd -- "$1" || exit 96
-boot=$2 marker=$3 count=$4
-shift 4
-names=("${@:1:count}"); shift "$count"
+names=("${@:7:count}"); command=("${@:7+count}")
 head -c 100 "$boot"
-"$@" > log.txt 2>&1; rc=$?
+"${command[@]}" < /dev/null 2>&1 | head -c "$cap" > log.txt; rc=${PIPESTATUS[0]}
 printf '\n%s\n' "$marker"; cat log.txt
 for each in "${names[@]}"; do printf '\n%s\n' "$marker"; cat -- "$each" 2> /dev/null; done
 printf '\n%s\n' "$marker"; head -c 100 "$boot"
@@ -222,7 +225,7 @@ class Store:
     @contextmanager
     def job(self) -> Iterator[str]:
         """Yield a new folder on the board, which is removed afterwards."""
-        folder = f"{self._root}/jobs/{secrets.token_hex(8)}"
+        folder = self._new_folder()
         if (done := self._do('mkdir -- "$1"', folder)).rc != 0:
             raise DeviceLost(f"{self.ssh.name}: {folder} cannot be made", why=done.said)
         try:
@@ -231,18 +234,24 @@ class Store:
             with suppress(DeviceLost):  # what a lost board keeps is swept when it is opened again
                 self._do('rm -rf -- "$1"', folder)
 
-    def run(self, job: str, argv: Sequence[str], *, limit_s: float, files: Sequence[str] = ()) -> Ran:
-        """Return how a command ended that ran in a job's folder.
+    def _new_folder(self) -> str:
+        return f"{self._root}/jobs/{secrets.token_hex(8)}"
+
+    def run(self, argv: Sequence[str], *, limit_s: float, files: Sequence[str] = (), job: str | None = None) -> Ran:
+        """Return how a command ended that ran in a job's folder, or in one of its own.
 
         Args:
             limit_s: seconds it may take.
             files: names of small files it writes there.
+            job: folder to use and to keep; None: one that is gone afterwards.
 
         Raises:
             DeviceLost: if the connection breaks or the board was started anew meanwhile.
         """
         marker = f"EDGEPRUNE_PART_{secrets.token_hex(8)}"
-        words = ["bash", "-c", _RUN, "run", job, self._boot_file, marker, str(len(files)), *files, *argv]
+        folder, keep = job or self._new_folder(), "yes" if job else "no"
+        settings = [self._boot_file, marker, str(LOG_CAP), keep, str(len(files))]
+        words = ["bash", "-c", _RUN, "run", folder, *settings, *files, *argv]
         done = self.ssh.run(words, limit_s=limit_s, cap=FILES_CAP)
         first, *parts = done.stdout.split(f"\n{marker}\n")
         if len(parts) != len(files) + 2:

@@ -29,6 +29,9 @@ from edgeprune.errors import ProfileError
 BEAT_S = 1.0
 """Seconds between two lines to the board."""
 
+TURN_S = 0.1
+"""Seconds after which a loop looks whether it was asked to end."""
+
 SILENCE_S = 3.5
 """Seconds without a line after which the board ends a job; together with `GRACE_S` less than five."""
 
@@ -197,7 +200,7 @@ class Job:
             left_s = min(deadline, self._next_beat) - time.monotonic()
             if time.monotonic() >= deadline:
                 return False
-            self._turn(max(0.0, min(left_s, BEAT_S / 4)))
+            self._turn(max(0.0, min(left_s, TURN_S)))
         return True
 
     def _turn(self, timeout_s: float) -> None:

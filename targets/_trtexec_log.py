@@ -124,8 +124,8 @@ def _of_level(levels: str, said: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 _MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|bad_alloc|MemoryAllocation|NvMapMemAlloc", re.I)
 _DEVICE = re.compile(r"no CUDA-capable device|CUDA initialization|Cuda failure|cudaError|NvRm|cuInit|device lost", re.I)
 _STALE = re.compile(
-    r"engine plan file is not compatible|incompatible device|Unsupported SM|Version tag does not match|"
-    r"magicTag|Serialization assertion|Error opening engine file|Failed to create engine from model or file",
+    r"engine plan file is not compatible|incompatible device|Unsupported SM|Version tag does not match|magicTag|"
+    r"Serialization assertion|deserialization failed|Error opening engine file|Failed to create engine from",
     re.I,
 )
 _CACHE = re.compile(r"timing ?cache", re.I)
@@ -156,6 +156,8 @@ def failure_of(rc: int, log: Log) -> Failure | None:
     why = log.errors[0] if log.errors else f"trtexec ended with exit status {rc} and without the line PASSED"
     if rc in (128 + 9, 128 + 7):  # SIGKILL, SIGBUS
         return Failure(kind="memory", why="it was killed, as a board without free memory does")
+    if rc == 128 + 13:  # SIGPIPE: nobody reads on
+        return Failure(kind="ended", why="it said more than is read")
     if rc in (128 + 1, 128 + 2, 128 + 15):
         return Failure(kind="ended", why="it was ended by a signal")
     if dropped := _DROPPED.search(said):
@@ -232,8 +234,8 @@ def _json(text: str, what: str) -> Any:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
-    values = [each.get(name) for each in rows]
-    numbers = tuple(float(each) for each in values if isinstance(each, (int, float)) and math.isfinite(each))
+    values: list[Any] = [each.get(name) for each in rows]
+    numbers = tuple(float(each) for each in values if type(each) in (int, float) and math.isfinite(each))
     if len(numbers) != len(rows):
         raise Unreadable(f"{name} is not a number in every call")
     return numbers

@@ -302,7 +302,7 @@ class TensorrtSsh:
             level=level,
         )
         limit_s = float(self._options["build_limit_s"])
-        return held.store.run(job, command, limit_s=limit_s, files=["layers.json"]), command
+        return held.store.run(command, limit_s=limit_s, files=["layers.json"], job=job), command
 
     def _kept(
         self,
@@ -474,8 +474,7 @@ class TensorrtSsh:
         """Return one successful run of an engine, built anew if the board cannot load the one it has."""
         for attempt in (1, 2):
             engine = self._engine(held, graph, level)
-            with held.store.job() as job:
-                ran = held.store.run(job, command(engine), limit_s=limit_s, files=files)
+            ran = held.store.run(command(engine), limit_s=limit_s, files=files)
             failure = _trtexec_log.failure_of(ran.rc, ran.log)
             if failure is None:
                 return ran
@@ -566,7 +565,7 @@ class TensorrtSsh:
                 command = held.tool.answer(engine=here.path, inputs=given, outputs="out.json")
                 files = [] if held.tool.writes_raw_outputs else ["out.json"]
                 limit_s = float(self._options["time_limit_s"]) + 60
-                ran = held.store.run(job, command, limit_s=limit_s, files=files)
+                ran = held.store.run(command, limit_s=limit_s, files=files, job=job)
                 failure = _trtexec_log.failure_of(ran.rc, ran.log)
                 if failure is not None:
                     raise self._failed(held, failure, f"running {engine.path.name}")

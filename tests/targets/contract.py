@@ -1,16 +1,14 @@
 """What every target adapter must do. An adapter's test file subclasses `TargetContract` and gives it a profile:
 
 class TestMyAdapter(TargetContract):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def profile(cls) -> Profile:
-        return load_profile("mine")
+    PROFILE = load_profile("mine")
 """
 
 import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -63,10 +61,12 @@ def quick(reference: Artifact, **changes: object) -> Sampling:
 class TargetContract:
     """Facts about every adapter; each test opens the target through its profile alone."""
 
+    PROFILE: ClassVar[Profile]
+
     @pytest.fixture(scope="class")
     @classmethod
     def profile(cls) -> Profile:
-        raise NotImplementedError("the subclass gives the profile")
+        return cls.PROFILE
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -103,6 +103,11 @@ class ReplayBoard:
         part.write_text(json.dumps(self._settings))
         part.replace(self._config)
 
+    def commands(self, *, only: str = "") -> list[str]:
+        """Return the command lines that trtexec was given, those that hold `only`."""
+        log = self._config.with_suffix(".log")
+        return [each for each in (log.read_text().splitlines() if log.exists() else []) if only in each]
+
     def reboot(self) -> None:
         self.write("proc/sys/kernel/random/boot_id", f"{uuid.uuid4()}\n")
 

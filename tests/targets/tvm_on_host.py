@@ -1,7 +1,4 @@
-"""Programs run on this machine: kernels compiled by TVM's LLVM and called through its FFI, memory laid out by hand.
-
-The arena is filled with NaN before each run: whatever reads what no step has written cannot give the right answer.
-"""
+"""Models to try the TVM lowering on, and how far its answers are from ONNX Runtime's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +8,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.targets._tvm.arena import ALIGNMENT
 from edgeprune.targets._tvm.cache import library
 from edgeprune.targets._tvm.cpus import Cpu, cpu_of
+from edgeprune.targets._tvm.host import OnHost
 from edgeprune.targets._tvm.lower import lower
-from edgeprune.targets._tvm.program import Buffer, Program
 
 OPSET = 18
 
-_LIBRARIES: dict[str, Any] = {}
+_FUNCTIONS: dict[str, Any] = {}
 """Kernels compiled in this session; the name of one stands for all that its code depends on."""
 
 
@@ -28,49 +24,13 @@ def host_cpu() -> Cpu:
     return cpu_of("x86_64", "native")
 
 
-class OnHost:
-    """A program with its memory."""
-
-    def __init__(self, program: Program, cpu: Cpu) -> None:
-        import tvm_ffi
-
-        self._program = program
-        for name, kernel in program.kernels.items():
-            if name not in _LIBRARIES:
-                _LIBRARIES[name] = library(name, kernel, cpu)
-        self._spaces = {"constant": aligned(program.constant_bytes), "arena": aligned(program.arena_bytes)}
-        self._spaces["constant"][: program.constant_bytes] = np.frombuffer(program.blob(), np.uint8)
-        self.buffers = [self._array(each) for each in program.buffers]
-        tensors = [tvm_ffi.from_dlpack(each) for each in self.buffers]
-        self.calls = [
-            (_LIBRARIES[step.kernel][step.kernel], [tensors[place] for place in step.buffers]) for step in program.steps
-        ]
-
-    def _array(self, buffer: Buffer) -> np.ndarray:
-        count = int(np.prod(buffer.shape)) * np.dtype(buffer.dtype).itemsize
-        whole = self._spaces.get(buffer.space)
-        part = aligned(count) if whole is None else whole[buffer.offset :]
-        return part[:count].view(buffer.dtype).reshape(buffer.shape)
-
-    def run(self) -> None:
-        """Call every kernel in order."""
-        for function, arguments in self.calls:
-            function(*arguments)
-
-    def outputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name."""
-        self._spaces["arena"][:] = 0xFF
-        for port in self._program.inputs:
-            self.buffers[port.buffer][...] = feeds[port.name]
-        self.run()
-        return {port.name: self.buffers[port.buffer].copy() for port in self._program.outputs}
-
-
-def aligned(count: int) -> np.ndarray:
-    """Return so many bytes at an address that whole vectors may be loaded from."""
-    memory = np.zeros(count + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + count]
+def on_host(model: onnx.ModelProto, cpu: Cpu) -> OnHost:
+    """Return a model lowered, compiled and ready to run."""
+    program = lower(model, cpu)
+    for name, kernel in program.kernels.items():
+        if name not in _FUNCTIONS:
+            _FUNCTIONS[name] = library(name, kernel, cpu)[name]
+    return OnHost(program, _FUNCTIONS)
 
 
 def feeds_of(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
@@ -89,7 +49,7 @@ def gap(model: onnx.ModelProto, cpu: Cpu | None = None, feeds: Mapping[str, np.n
     """Return the largest difference from ONNX Runtime, relative to the largest answer, over all outputs."""
     cpu = cpu or host_cpu()
     feeds = feeds or feeds_of(model)
-    seen = OnHost(lower(model, cpu), cpu).outputs(feeds)
+    seen = on_host(model, cpu).outputs(feeds)
     wanted = expected(model, feeds)
     assert {name: each.shape for name, each in seen.items()} == {name: each.shape for name, each in wanted.items()}
     return max(float(np.abs(seen[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)

@@ -9,6 +9,10 @@ What it does wrong, and when, stands in the JSON file that EDGEPRUNE_REPLAY name
     realtime    take as long as it says it does
     slow        every latency times this
     boot_file   the file that a reboot rewrites
+    rewrite     file → content, written when calls are timed
+    pid_file    is told the process that hangs
+
+Every command line is appended to the file beside that one that ends in ``.log``.
 """
 
 import json
@@ -16,6 +20,7 @@ import math
 import os
 import random
 import re
+import signal
 import struct
 import sys
 import time
@@ -29,7 +34,7 @@ CONFIG: dict[str, Any] = json.loads(Path(os.environ["EDGEPRUNE_REPLAY"]).read_te
 VERSION: str = CONFIG["version"]
 MAJOR, MINOR = versions.major(VERSION), versions.minor(VERSION)
 MAGIC = b"REPLAYENGINE\n"
-CALLS_CAP = 20_000
+CALLS_CAP = 1_000
 NOISE = 0.004
 OPERATORS = """
 Add AveragePool BatchNormalization Cast Clip Concat Conv ConvTranspose DequantizeLinear Div Flatten Gemm
@@ -61,6 +66,8 @@ def banner(word: str) -> None:
 
 
 def main() -> int:
+    with Path(os.environ["EDGEPRUNE_REPLAY"]).with_suffix(".log").open("a") as log:
+        log.write(" ".join(sys.argv[1:]) + "\n")
     banner("RUNNING")
     if "--help" in sys.argv:
         return usage()
@@ -120,18 +127,18 @@ def act(options: dict[str, str]) -> None:
 
 
 def misbehave(part: str) -> None:
+    for name, content in CONFIG.get("rewrite", {}).items() if part == "time" else ():
+        Path(name).write_text(content)
     fault = CONFIG.get("fault")
     if not fault or CONFIG.get("fault_at", "build") != part:
         return
     if fault == "hang":
-        pid_file = CONFIG.get("pid_file")
-        if pid_file:
-            Path(pid_file).write_text(f"{os.getpid()}\n")
+        Path(CONFIG["pid_file"]).write_text(f"{os.getpid()}\n")
         time.sleep(3600)
     if fault == "crash":
-        os.kill(os.getpid(), 11)
+        os.kill(os.getpid(), signal.SIGSEGV)
     if fault == "killed":
-        os.kill(os.getpid(), 9)
+        os.kill(os.getpid(), signal.SIGKILL)
     if fault == "reboot":
         Path(CONFIG["boot_file"]).write_text(f"{uuid.uuid4()}\n")
     if fault == "memory":
@@ -139,6 +146,7 @@ def misbehave(part: str) -> None:
     if fault == "device":
         raise Stop("Cuda failure: no CUDA-capable device is detected")
     if fault == "shout":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         while True:
             sys.stdout.write("x" * 65536)
     if fault == "escape":
@@ -164,7 +172,8 @@ def build(options: dict[str, str]) -> None:
     if "stronglyTyped" in options and weak != "fp32":
         say("W", f"Invalid usage, setting {weak} mode is not allowed if graph is strongly typed. Disabling it.")
     cache(options.get("timingCacheFile"))
-    layers = layers_of(model, weak if MAJOR < 10 else "fp32")
+    lies = CONFIG.get("fault") == "lie"
+    layers = layers_of(model, weak if MAJOR < 10 and not lies else "fp32")
     seconds = 1.5 + 0.4 * len(layers)
     header = {"number": versions.NUMBER[VERSION], "layers": layers, "graph": model.graph.name}
     say(
@@ -287,9 +296,12 @@ def load(name: str) -> dict[str, Any]:
     content = place.read_bytes()
     if not content.startswith(MAGIC):
         raise Stop("Serialization assertion magicTagRead == kMAGIC_TAG failed.\nFailed to create engine from file.")
-    (length,) = struct.unpack_from("<I", content, len(MAGIC))
     start = len(MAGIC) + 4
-    header: dict[str, Any] = json.loads(content[start : start + length])
+    try:
+        (length,) = struct.unpack_from("<I", content, len(MAGIC))
+        header: dict[str, Any] = json.loads(content[start : start + length])
+    except (struct.error, ValueError) as error:
+        raise Stop("Engine deserialization failed") from error
     if header["number"] != versions.NUMBER[VERSION]:
         raise Stop(
             "6: The engine plan file is not compatible with this version of TensorRT, expecting library version "

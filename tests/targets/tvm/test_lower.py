@@ -10,7 +10,7 @@ from onnx import helper
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'edgeprune[tvm]'")
 
-from tvm_on_host import OnHost, expected, feeds_of, gap, host_cpu, model_of, normal
+from tvm_on_host import expected, feeds_of, gap, host_cpu, model_of, normal, on_host
 
 from edgeprune.errors import CompileError
 from edgeprune.targets._tvm.cpus import cpu_of
@@ -115,7 +115,7 @@ def test_an_input_passed_through_is_copied() -> None:
 def test_running_twice_gives_the_same_answer() -> None:
     graph = prepared("unet").graph
     feeds, cpu = feeds_of(graph), host_cpu()
-    run = OnHost(lower(graph, cpu), cpu)
+    run = on_host(graph, cpu)
     first, second = run.outputs(feeds), run.outputs(feeds)
     assert all(np.array_equal(first[name], second[name]) for name in expected(graph, feeds))
 
