@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -190,9 +191,7 @@ class Line:
             kind, why = KINDS.get(found[1], "lost"), readable(found[2])
             return RefusedError(why, kind, _next_step(found[1]))
         if connecting:
-            return RefusedError(
-                f"no session: {first_line(error)}", "lost", "is its server running? edgeprune doctor tells"
-            )
+            return RefusedError(f"no session: {first_line(error)}", "lost", _install_command())
         return self._lost(first_line(error))
 
     def _lost(self, why: str) -> RefusedError:
@@ -249,6 +248,11 @@ def _runtime() -> Callable[..., Any]:
     ctypes.CDLL(str(Path(place.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
     found: Callable[..., Any] = tvm_ffi.get_global_func("rpc.Connect")
     return found
+
+
+def _install_command() -> str:
+    """Return the command that installs and starts the server of a board."""
+    return f"see whether its server runs, or install it: sh {files('edgeprune.device') / 'arm' / 'install'} user@board"
 
 
 def _holder() -> str:

@@ -25,9 +25,10 @@ ever recorded.
 """
 
 import importlib.util
+import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -41,29 +42,16 @@ from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, Profil
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
-from edgeprune.target import Finding, Target
+from edgeprune.target import Finding, Selftest, Target
 
-from ._tvm_rpc_board import (  # noqa: TID251 private parts of this adapter
-    Board,
-    ChildBoard,
-    TcpBoard,
-    cache_folder,
-    emulator,
-    programs,
-    setup_command,
-    tcp_port,
-)
+from ._tvm_rpc_board import ChildBoard, TcpBoard, cache_folder, emulator, programs  # noqa: TID251 private parts
+from ._tvm_rpc_bundle import ENGINE, answered, check_trust, shipped  # noqa: TID251
+from ._tvm_rpc_options import board_of, options_of  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
-from ._yardstick import SLOW_LIMIT, Yardstick  # noqa: TID251
+from ._yardstick import Yardstick  # noqa: TID251
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-TIME_LIMIT_S = 120.0
-BUSY_WAIT_S = 10.0
-
-ENGINE = "tvm-so"
-"""Kind of the artifacts that this adapter makes."""
 
 ENGINES_KEPT = 2 << 30
 """Bytes of engines that are kept for as long as the board is held; those unused for longest go first."""
@@ -98,8 +86,8 @@ class TvmRpc:
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
-        self._options = _options(profile)
-        self._board = _board(profile, self._options)
+        self._options = options_of(profile)
+        self._board = board_of(profile, self._options)
         self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
         self._worker = WatchedWorker(
             "TVM",
@@ -190,6 +178,22 @@ class TvmRpc:
             layers=layers,
         )
         return replace(seen, flags=tuple(self._flags(seen, before, after)))
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        """Return what runs `engine` on the board without edgeprune, as `edgeprune.target.Packager` says."""
+        engine.check()
+        return {"engine.so": engine.path, **shipped(self._profile.arch)}
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        """Return what the bundle's runner says when it checks itself on the board.
+
+        Through ``tcp://`` nothing but the server is reached, so there the bundle's engine answers by itself.
+        """
+        if not trusted:
+            check_trust(bundle, self.compile(model), self._profile.arch)
+        if isinstance(self._board, TcpBoard):
+            return answered(bundle, model, self.run)
+        return self._board.selftest(bundle)
 
     def _session(self, engine: Artifact, sampling: Sampling, number: int) -> Mapping[str, Any]:
         request = {
@@ -360,64 +364,6 @@ def throttling(bits: object) -> list[str]:
     return [name for place, name in enumerate(names) if now >> place & 1]
 
 
-# --- options
-
-
-_DEFAULTS: dict[str, Any] = {
-    "board": "remote",
-    "cpu": "generic",
-    "threads": 1,
-    "pin": None,
-    "priority": "auto",
-    "time_limit_s": TIME_LIMIT_S,
-    "busy_wait_s": BUSY_WAIT_S,
-    "slow_limit": SLOW_LIMIT,
-}
-
-_VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "board": (lambda value: value in ("remote", "emulated", "local"), '"remote", "emulated" or "local"'),
-    "cpu": (
-        lambda value: (
-            isinstance(value, str) and 0 < len(value) < 40 and value[0].isalnum() and value.replace("-", "").isalnum()
-        ),
-        "a CPU's name",
-    ),
-    "threads": (lambda value: type(value) is int and value == 1, "1, because kernels run on one thread"),
-    "pin": (lambda value: type(value) is int and 0 <= value < 1024, "the number of a CPU"),
-    "priority": (lambda value: value in ("auto", "normal"), '"auto" or "normal"'),
-    "time_limit_s": (lambda value: type(value) in (int, float) and value > 0, "a number of seconds above 0"),
-    "busy_wait_s": (lambda value: type(value) in (int, float) and value >= 0, "a number of seconds from 0"),
-    "slow_limit": (lambda value: type(value) in (int, float) and value > 1, "a number above 1"),
-}
-
-
-def _options(profile: Profile) -> dict[str, Any]:
-    for name, value in profile.options.items():
-        if name not in _VALID:
-            raise ProfileError(
-                f"profile {profile.name!r}: unknown option {name!r}", next_step=f"one of {', '.join(_VALID)}"
-            )
-        valid, wanted = _VALID[name]
-        if not valid(value):
-            raise ProfileError(f"profile {profile.name!r}: option {name} is {value!r}", why=f"{wanted} is wanted")
-    return _DEFAULTS | dict(profile.options)
-
-
-def _board(profile: Profile, options: Mapping[str, Any]) -> Board:
-    """Return the way to the board that the profile names."""
-    if profile.address is not None:
-        return TcpBoard(tcp_port(profile.address))
-    if options["board"] == "emulated":
-        return ChildBoard(profile.arch, options["cpu"])
-    if options["board"] == "local":
-        return ChildBoard(profile.arch, None)
-    raise ProfileError(
-        f"target {profile.name!r} has no address",
-        why="this profile is of a board of its own",
-        next_step=f'write into edgeprune.toml: [targets.board] profile = "{profile.name}" address = "ssh://user@board"',
-    )
-
-
 def _check_packages(profile: Profile) -> None:
     missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
     if missing:
@@ -431,7 +377,7 @@ def examine(profile: Profile) -> list[Finding]:
     """Return what is in order and what is missing, here and on the board, holding nothing."""
     findings = [_runtime()]
     try:
-        options = _options(profile)
+        options = options_of(profile)
         findings += [_linker(profile.arch), *_own_programs(profile, options)]
         if any(each.severity == "problem" for each in findings):
             return findings
@@ -449,8 +395,6 @@ def _runtime() -> Finding:
 
 
 def _linker(arch: str) -> Finding:
-    import platform
-
     wanted = [f"{arch}-linux-gnu-ld", *(["ld"] if platform.machine() == arch else [])]
     found = next((path for each in wanted if (path := shutil.which(each))), None)
     if found is None:
@@ -504,6 +448,3 @@ def _state(conditions: Mapping[str, Any]) -> list[Finding]:
         severity, mend = ("ok", "") if free >= 256 else ("problem", "free space on the board")
         findings.append(Finding(subject="disk", severity=severity, found=f"{free} MiB free", mend=mend))
     return findings
-
-
-__all__ = ["ENGINE", "TvmRpc", "connect", "examine", "setup_command", "throttling"]
