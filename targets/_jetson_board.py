@@ -5,7 +5,7 @@ be there. Nothing is changed on the board but files below its cache folder and t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,11 +150,18 @@ class Board:
             "load": self.load,
         }
 
-    def key(self, tensorrt: str) -> str:
-        """Return what an engine and a timing cache of this board in this state belong to, as a file name."""
-        clocks = "pinned" if self.clocks_pinned else "free"
+    def engine_key(self, tensorrt: str) -> str:
+        """Return what an engine of this board in this state is good for, as a file name; so does `edge_run.py`."""
         facts = [f"trt{tensorrt}", f"sm{self.sm or '?'}", f"l4t{self.l4t or '?'}", self.model or "?"]
-        return re.sub(r"[^A-Za-z0-9.]+", "_", "-".join([*facts, self.power_mode or "?", clocks]))[:150]
+        return _file_name([*facts, self.power_mode or "?"])
+
+    def key(self, tensorrt: str) -> str:
+        """Return what our engines and the timing cache belong to: clocks count as well, for the builder times."""
+        return f"{self.engine_key(tensorrt)[:140]}_{'pinned' if self.clocks_pinned else 'free'}"
+
+
+def _file_name(facts: Sequence[str]) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", "-".join(facts))[:150]
 
 
 def look(ssh: _ssh.Ssh, *, sysroot: str = "", trtexec: str = "") -> Board:

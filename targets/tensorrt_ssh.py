@@ -43,10 +43,11 @@ from edgeprune.artifact import Artifact
 from edgeprune.errors import CompileError, DeviceBusy, DeviceLost, EdgepruneError, ProfileError, StorageFull, Unstable
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.profile import Profile
-from edgeprune.target import Finding, Target
+from edgeprune.target import Finding, Selftest, Target
 
 from . import (  # noqa: TID251 private parts of this adapter
     _jetson_board,
+    _jetson_bundle,
     _jetson_doctor,
     _jetson_energy,
     _jetson_options,
@@ -593,6 +594,28 @@ class TensorrtSsh:
                 raise DeviceLost(f"{held.ssh.name}: output {name!r} has {values.size} values, {shape} were announced")
             found[name] = values.reshape(shape)
         return found
+
+    # -- package ----------------------------------------------------------------------------------------------------
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        """Return what runs `engine` on a board like this one without edgeprune: name below ``device/`` → file."""
+        folder = Path(tempfile.mkdtemp(dir=self._own_folder()))
+        with self._on_board(f"packaging {engine.path.name}") as held:
+            here = self._engine(held, engine, int(self._options["builder_level"]))
+            facts = {
+                "key": held.board.engine_key(str(held.tool.version)),
+                "precision": self._profile.precision,
+                "workspace_mib": self._profile.memory_mib or _trtexec.WORKSPACE_MIB,
+                "tensorrt": str(held.tool.version),
+            }
+            return _jetson_bundle.contents(held.store, here, engine, folder, facts)
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        """Return what the bundle's runner says when it checks itself on the board."""
+        with self._on_board(f"checking {model.path.name}") as held:
+            arguments = [f"--trtexec={held.tool.path}", f"--sysroot={self._options['sysroot']}"]
+            limit_s = float(self._options["build_limit_s"]) + 10 * float(self._options["time_limit_s"])
+            return _jetson_bundle.selftest(held.store, bundle, trusted=trusted, arguments=arguments, limit_s=limit_s)
 
 
 @dataclass(frozen=True, kw_only=True)
