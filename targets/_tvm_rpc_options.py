@@ -12,6 +12,7 @@ from ._yardstick import SLOW_LIMIT  # noqa: TID251
 
 TIME_LIMIT_S = 120.0
 BUSY_WAIT_S = 10.0
+COOL_LIMIT_S = 600.0
 
 Test = Callable[[Any], bool]
 
@@ -39,6 +40,7 @@ _OPTIONS: dict[str, tuple[Any, Test, str]] = {
     "priority": ("auto", lambda value: value in ("auto", "normal"), '"auto" or "normal"'),
     "time_limit_s": (TIME_LIMIT_S, _number(0.1), "a number of seconds above 0"),
     "busy_wait_s": (BUSY_WAIT_S, _number(0), "a number of seconds from 0"),
+    "cooldown_limit_s": (COOL_LIMIT_S, _number(0), "a number of seconds from 0"),
     "slow_limit": (SLOW_LIMIT, _number(1.000001), "a number above 1"),
     "server_port": (BOARD_PORT, _whole(1, 65535), "a port"),
     **dict.fromkeys(_ssh.FILE_OPTIONS, (None, lambda value: isinstance(value, str), _A_FILE)),
