@@ -45,7 +45,7 @@ def deploy(request: Request) -> Outcome:
     """
     with ExitStack() as stack:
         prepared = prepare(request, stack)
-        target = stack.enter_context(open_boards(prepared.boards))
+        target = prepared.insist(lambda: stack.enter_context(open_boards(prepared.boards)))
         return _carry_out(prepared, target)
 
 
