@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from edgeprune.errors import DeviceLost, ProfileError
 from edgeprune.target import Selftest
@@ -124,6 +124,7 @@ class ChildBoard:
     def __init__(self, arch: str, cpu: str | None) -> None:
         self._arch, self._cpu = arch, cpu
         self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._door: Door | None = None
 
@@ -171,12 +172,15 @@ class ChildBoard:
                 if pipe is not None:
                     with suppress(OSError):
                         pipe.close()
+        if self._errors is not None:
+            self._errors.close()
         if self._folder is not None:
             self._folder.cleanup()
-        self._process, self._folder, self._door = None, None, None
+        self._process, self._folder, self._door, self._errors = None, None, None, None
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-board-", ignore_cleanup_errors=True)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed with the server
         key = secrets.token_hex(16)
         command = [*self._command(programs(self._arch)), "--port", "0", "--until-stdin-closes"]
         try:
@@ -184,7 +188,7 @@ class ChildBoard:
                 [*command, "--folder", f"{self._folder.name}/uploads"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=self._errors,
                 bufsize=0,
                 cwd="/",
                 env={**os.environ, "EDGEPRUNE_BOARD_KEY": key, "TVM_NUM_THREADS": "1"},
@@ -212,12 +216,18 @@ class ChildBoard:
                 raise DeviceLost("the server of a board did not start", why="it did not say its port in time")
             part = os.read(self._process.stdout.fileno(), 200)
             if not part:
-                raise DeviceLost("the server of a board did not start", why="it ended at once", next_step=self._again())
+                raise DeviceLost("the server of a board did not start", why=self._said(), next_step=self._again())
             said += part
         found = _LISTENS.fullmatch(said)
         if found is None:
             raise DeviceLost("the server of a board did not start", why="it said something else than its port")
         return int(found[1])
+
+    def _said(self) -> str:
+        assert self._errors is not None
+        self._errors.seek(0)
+        lines = self._errors.read(DETAIL_CAP).decode(errors="replace").splitlines()
+        return "it ended at once" + (f"; it said: {''.join(filter(str.isprintable, lines[0]))}" if lines else "")
 
     def _again(self) -> str:
         return f"build it again: {setup_command(self._arch)}"

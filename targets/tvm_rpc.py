@@ -283,7 +283,14 @@ class TvmRpc:
         self, before: Mapping[str, Any], after: Mapping[str, Any], replies: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         facts = {name: value for name, value in after.items() if name not in _PASSING}
-        common = {"board": facts, "tvm": self._worker.hello["tvm"], "threads": 1, "cpu": self._options["cpu"]}
+        common = {
+            "board": self._profile.address or self._options["board"],
+            "cpu_model": f"emulated {self._options['cpu']}" if self._emulated else _what(facts),
+            "found": facts,
+            "tvm": self._worker.hello["tvm"],
+            "threads": 1,
+            "cpu": self._options["cpu"],
+        }
         if self._emulated:
             return {**common, "notes": list(COUNTING)}
         timing: dict[str, Any] = {"before": before.get("conditions"), "after": after.get("conditions"), "notes": []}
@@ -373,6 +380,11 @@ def cooled(
 def _temperatures(conditions: Any) -> list[float]:
     heat = conditions.get("temperatures_c") if isinstance(conditions, Mapping) else None
     return [float(each) for each in heat.values() if type(each) in (int, float)] if isinstance(heat, Mapping) else []
+
+
+def _what(facts: Mapping[str, Any]) -> str:
+    """Return what a board is, in words."""
+    return str(facts.get("model") or facts.get("cpu_model") or facts.get("machine"))
 
 
 def _zeros(counts: Any) -> list[int]:
@@ -498,8 +510,8 @@ def _board_findings(profile: Profile) -> list[Finding]:
         facts = target._facts()
     finally:
         target.close()
-    what = facts.get("model") or facts.get("cpu_model") or facts["machine"]
-    findings = [Finding(subject="board", severity="ok", found=f"{what}, server {facts.get('version')}")]
+    found = f"{_what(facts)}, server {facts.get('version')}"
+    findings = [Finding(subject="board", severity="ok", found=found)]
     conditions = facts.get("conditions")
     return findings + (_state(conditions) if isinstance(conditions, Mapping) else [])
 

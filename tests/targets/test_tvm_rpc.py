@@ -85,7 +85,8 @@ class TestEmulatedBoard(TargetContract):
         counts = seen.sessions[0].candidate
         assert counts.elapsed == counts.on_cpu
         assert sum(seen.layers.values()) == pytest.approx(counts.elapsed[0], rel=0.01)
-        assert "conditions" not in seen.conditions["board"]
+        assert "conditions" not in seen.conditions["found"]
+        assert seen.conditions["cpu_model"] == "emulated cortex-a72"
         assert target.measure(candidate, quick(reference)).sessions[0].candidate == counts
 
 

@@ -50,7 +50,8 @@ def test_a_board_is_measured_through_the_tunnel(bench: Bench, net: Artifact) -> 
         model = target.compile(net)
         seen = target.measure(model, quick(model))
         assert (seen.metric, seen.emulated) == ("latency_ns", False)
-        assert seen.conditions["board"]["machine"] == HERE
+        assert seen.conditions["found"]["machine"] == HERE
+        assert seen.conditions["board"] == bench.ssh.address
         assert {"governor", "throttled", "temperatures_c"} <= set(seen.conditions["before"])
 
 
