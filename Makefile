@@ -22,6 +22,7 @@ deploy: $(INSTALLED)
 test: lint
 	sh tests/install-chromium
 	sh tests/install-openssh
+	sh tests/install-compiler
 	sh deploy/emulated/setup --python $(BIN)/python
 	$(BIN)/python -m pytest
 

@@ -59,3 +59,4 @@ def forget_old(folder: Path, pattern: str) -> None:
             continue
     for _, each in sorted(ages)[:-KEPT]:
         each.unlink(missing_ok=True)
+        each.with_suffix(".json").unlink(missing_ok=True)  # what was written beside it

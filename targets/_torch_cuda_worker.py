@@ -218,7 +218,10 @@ def declared(content: bytes) -> dict[str, list[int]]:
 
 def _names_beside(package: Path) -> tuple[list[str], list[str]]:
     """Return the names of inputs and outputs that were written beside a package."""
-    names = json.loads(package.with_suffix(".json").read_text())
+    try:
+        names = json.loads(package.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"the names beside {package.name} cannot be read: {error}", "corrupt") from error
     return names["inputs"], names["outputs"]
 
 
@@ -278,7 +281,7 @@ class Worker:
         if isinstance(error, MemoryError) or any(each in str(error).lower() for each in _SHORTAGES):
             return RefusedError(why, "machine")
         if "CUDA error" in str(error):
-            raise error
+            raise SystemExit(why)  # the last words of this process
         return RefusedError(why)
 
     def compile(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,14 @@
 outlive this process.
 """
 
+import json
 import os
 import re
 import secrets
 import select
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,10 +26,19 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeprune.errors import DeviceLost, ProfileError
+from edgeprune.target import Selftest
+
+from ._ssh import Ssh, remote_path  # noqa: TID251 private parts of this adapter
 
 START_LIMIT_S = 20.0
 BOARD_PORT = 9190
 """Where the server listens on a board of its own, see deploy/arm/edgeprune-board.service."""
+
+RUNNER = "device/bin/edgeprune-run"
+BUNDLE_FOLDER = "edgeprune-bundle-"
+SELFTEST_LIMIT_S = 300.0
+ANSWER_CAP = 1 << 20
+DETAIL_CAP = 400
 
 SHARED_KEY = "edgeprune"
 """The word that servers on boards of their own ask for; it keeps strangers' tools apart and protects nothing."""
@@ -61,6 +72,14 @@ class Board(Protocol):
 
     def lost(self) -> None:
         """Take note that the board did not behave; the next door is a fresh one where that is possible."""
+        ...
+
+    def selftest(self, bundle: Path) -> Selftest:
+        """Return what the runner in the folder `bundle` says when it checks itself on the board.
+
+        Raises:
+            DeviceLost: if it could not be asked.
+        """
         ...
 
     def close(self) -> None:
@@ -125,6 +144,23 @@ class ChildBoard:
     def lost(self) -> None:
         """End the server, which may be frozen; the next call of `door` starts another."""
         self.close()
+
+    def selftest(self, bundle: Path) -> Selftest:
+        """Run the runner here, under the emulator if the board is emulated."""
+        runner = str(bundle / RUNNER)
+        around = [] if self._cpu is None else emulator(self._arch, self._cpu, count=False)
+        try:
+            done = subprocess.run(
+                [*around, runner, "--selftest", "--json"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=SELFTEST_LIMIT_S,
+                check=False,
+                cwd="/",
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DeviceLost("the bundle's runner could not be asked", why=str(error)) from error
+        return said_by(done.returncode, done.stdout[:ANSWER_CAP].decode(errors="replace"))
 
     def close(self) -> None:
         """End the server and its sessions, and remove what was brought to it."""
@@ -213,8 +249,82 @@ class TcpBoard:
     def lost(self) -> None:
         """Do nothing: it is not ours to restart."""
 
+    def selftest(self, bundle: Path) -> Selftest:
+        """Refuse: a port leads to the server alone."""
+        raise DeviceLost(
+            f"the runner of {bundle.name} cannot be started through tcp://", next_step="give an ssh address"
+        )
+
     def close(self) -> None:
         """Do nothing."""
+
+
+class SshBoard:
+    """A server on a board of its own, reached through an ssh tunnel that is opened when it is needed.
+
+    Args:
+        ssh: not yet open.
+        port: of the board's loopback, where the server listens.
+    """
+
+    def __init__(self, ssh: Ssh, port: int) -> None:
+        self._ssh, self._port = ssh, port
+        self._door: Door | None = None
+
+    def door(self) -> Door:
+        """Return the near end of the tunnel."""
+        if self._door is None or not self._ssh.alive:
+            self.close()
+            self._ssh.open()
+            self._door = Door(port=self._ssh.forward(self._port), key=SHARED_KEY)
+        return self._door
+
+    def lost(self) -> None:
+        """Close the connection; the next call of `door` opens another."""
+        self.close()
+
+    def selftest(self, bundle: Path) -> Selftest:
+        """Copy the bundle to the board, run its runner there and remove it again."""
+        self.door()
+        made = self._ssh.run(["mktemp", "-d", "-t", f"{BUNDLE_FOLDER}XXXXXXXXXX"], limit_s=20)
+        place = remote_path(made.stdout.strip())
+        if made.rc != 0 or not Path(place).name.startswith(BUNDLE_FOLDER):
+            raise DeviceLost("the board made no folder for the bundle", why=made.said)
+        try:
+            return self._selftest_in(place, bundle)
+        finally:
+            with suppress(DeviceLost):
+                self._ssh.run(["rm", "-rf", "--", place], limit_s=60)
+
+    def _selftest_in(self, place: str, bundle: Path) -> Selftest:
+        with tempfile.TemporaryDirectory(prefix=BUNDLE_FOLDER) as folder:
+            whole = Path(folder) / "bundle.tar"
+            with tarfile.open(whole, "w") as archive:
+                archive.add(bundle, "bundle")
+            self._ssh.put(whole, f"{place}/bundle.tar", limit_s=SELFTEST_LIMIT_S)
+        unpacked = self._ssh.run(["tar", "-x", "-f", f"{place}/bundle.tar", "-C", place], limit_s=SELFTEST_LIMIT_S)
+        if unpacked.rc != 0:
+            raise DeviceLost("the board could not unpack the bundle", why=unpacked.said)
+        runner = [f"{place}/bundle/{RUNNER}", "--selftest", "--json"]
+        done = self._ssh.run(runner, limit_s=SELFTEST_LIMIT_S, cap=ANSWER_CAP)
+        return said_by(done.rc, done.stdout)
+
+    def close(self) -> None:
+        """Close the connection, and the tunnel with it."""
+        self._ssh.close()
+        self._door = None
+
+
+def said_by(code: int, text: str) -> Selftest:
+    """Return what a runner with this exit code and this answer says."""
+    try:
+        value = json.loads(text)
+        facts, told = value["data"] or {}, value["diagnostics"]
+        words = f"{told[0]['what']} {told[0]['why']}".strip() if told else ""
+        detail = words or f"{facts['samples']} recorded samples answered within tolerance, {facts['files']} files whole"
+    except (ValueError, LookupError, TypeError):
+        detail = f"it ended with exit code {code} and no answer"
+    return Selftest(ok=code == 0, detail="".join(filter(str.isprintable, str(detail)))[:DETAIL_CAP])
 
 
 def tcp_port(address: str) -> int:

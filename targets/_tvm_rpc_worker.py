@@ -2,7 +2,7 @@
 
     compile        ONNX → engine file, on this machine
     facts          what the board is and the state it is in
-    run · time · layers    on the board, through functions "edgeprune.*" of its server (deploy/arm/desk.h)
+    run · time · count · layers    on the board, through functions "edgeprune.*" of its server (deploy/arm/desk.h)
 
 A call that the board does not answer cannot be interrupted here: whoever watches this process kills it.
 """
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from . import _serve  # noqa: TID251 a private part of the adapters
 from ._serve import RefusedError  # noqa: TID251
 from ._tvm import engine as engines  # noqa: TID251
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Of the functions of the board's server, see kProtocol in deploy/arm/desk.h."""
 
 ANSWER_CAP = 256 << 20
@@ -190,9 +191,7 @@ class Line:
             kind, why = KINDS.get(found[1], "lost"), readable(found[2])
             return RefusedError(why, kind, _next_step(found[1]))
         if connecting:
-            return RefusedError(
-                f"no session: {first_line(error)}", "lost", "is its server running? edgeprune doctor tells"
-            )
+            return RefusedError(f"no session: {first_line(error)}", "lost", _install_command())
         return self._lost(first_line(error))
 
     def _lost(self, why: str) -> RefusedError:
@@ -249,6 +248,11 @@ def _runtime() -> Callable[..., Any]:
     ctypes.CDLL(str(Path(place.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
     found: Callable[..., Any] = tvm_ffi.get_global_func("rpc.Connect")
     return found
+
+
+def _install_command() -> str:
+    """Return the command that installs and starts the server of a board."""
+    return f"see whether its server runs, or install it: sh {files('edgeprune.device') / 'arm' / 'install'} user@board"
 
 
 def _holder() -> str:
@@ -330,6 +334,7 @@ class Worker:
         self._verbs = {
             "facts": self.facts,
             "time": self.time,
+            "count": self.count,
             "layers": self.layers,
             "compile": self.compile,
             "bring": self.bring,
@@ -386,6 +391,11 @@ class Worker:
         wanted = [float(request["session_ms"]), float(request["block_ms"]), int(request["dropped_calls"])]
         how = [str(request["seed"]), int(request["pin"]), str(request["priority"])]
         return self._line.told("time", *names, *wanted, *how)
+
+    def count(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the instructions of several calls of an engine."""
+        self._open(request)
+        return self._line.told("count", self._line.bring(*_named(request["engine"])))
 
     def layers(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return node → what it costs in one call, and what that counts."""

@@ -18,10 +18,10 @@ The number is a ratio to the sentinel, by CUDA events around one inference of bo
 from the device are not in it. PyTorch's INT8 would be simulated in float, so it is not offered.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class TorchCuda:
     def __init__(self, profile: Profile, *, on_gpu: bool = True) -> None:
         self._profile = profile
         self._options = _options(profile)
+        self._on_gpu = on_gpu
         self._worker = _worker(self._options, on_gpu=on_gpu)
         self._yardstick = Yardstick(float(self._options["slow_limit"]))
         self._graphs: dict[str, Artifact] = {}
@@ -92,8 +93,8 @@ class TorchCuda:
 
     def start(self) -> None:
         """Start the worker if there is none, which is also the probe of driver, GPU and PyTorch."""
-        if importlib.util.find_spec("torch") is None:
-            raise ProfileError(f"profile {self._profile.name!r} needs torch", next_step="pip install torch")
+        if self._on_gpu:
+            _check_build(self._profile)
         self._worker.start()
         _gpu.check_architecture(self._profile, self._worker.hello)
 
@@ -177,6 +178,24 @@ class TorchCuda:
         self._worker.ask({"do": "load", "model": _gpu.model_of(engine)}, f"loading {graph.path.name}")
 
 
+def _check_build(profile: Profile) -> None:
+    """Check that a PyTorch with CUDA is installed, as far as its version tells without loading it.
+
+    Raises:
+        ProfileError: if it is not.
+    """
+    try:
+        found = version("torch")
+    except PackageNotFoundError as error:
+        raise ProfileError(f"profile {profile.name!r} needs torch", next_step="pip install torch") from error
+    if found.endswith("+cpu"):
+        raise ProfileError(
+            f"profile {profile.name!r} needs a PyTorch with CUDA",
+            why=f"PyTorch {found} was built without CUDA",
+            next_step="pip install --force-reinstall torch, without +cpu: PyPI's build for Linux has CUDA",
+        )
+
+
 def _worker(options: Mapping[str, Any], *, on_gpu: bool) -> WatchedWorker:
     settings = {
         "gpu": options["gpu"] if on_gpu else None,
@@ -219,6 +238,7 @@ def examine(profile: Profile) -> list[Finding]:
     """Return what is in order and what is missing, holding nothing; driver and PyTorch are tried in a child."""
     try:
         options = _options(profile)
+        _check_build(profile)
     except ProfileError as error:
         return [_gpu.refused_profile(error)]
     return _gpu.probed(_worker(options, on_gpu=True), "torch")

@@ -11,6 +11,7 @@
     priority = "auto"       # real-time FIFO, else nice -20, else normal; "normal": do not ask for more
     time_limit_s = 120      # of one request, beyond the sampling it is asked for
     busy_wait_s = 10        # for a board that somebody else holds
+    cooldown_limit_s = 600  # for a board that is hotter than cooldown_c
     slow_limit = 1.3        # the sentinel this much slower than before: the measurement is refused as Unstable
 
     # edgeprune.toml
@@ -25,6 +26,8 @@ ever recorded.
 """
 
 import importlib.util
+import math
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,36 +40,31 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
-from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, ProfileError
+from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, ProfileError, Unstable
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
-from edgeprune.target import Finding, Target
+from edgeprune.target import Finding, Selftest, Target
 
-from ._tvm_rpc_board import (  # noqa: TID251 private parts of this adapter
-    Board,
-    ChildBoard,
-    TcpBoard,
-    cache_folder,
-    emulator,
-    programs,
-    setup_command,
-    tcp_port,
-)
+from ._tvm_rpc_board import ChildBoard, TcpBoard, cache_folder, emulator, programs  # noqa: TID251 private parts
+from ._tvm_rpc_bundle import ENGINE, answered, check_trust, shipped  # noqa: TID251
+from ._tvm_rpc_options import board_of, options_of  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
-from ._yardstick import SLOW_LIMIT, Yardstick  # noqa: TID251
+from ._yardstick import Yardstick  # noqa: TID251
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TIME_LIMIT_S = 120.0
-BUSY_WAIT_S = 10.0
-
-ENGINE = "tvm-so"
-"""Kind of the artifacts that this adapter makes."""
-
 ENGINES_KEPT = 2 << 30
 """Bytes of engines that are kept for as long as the board is held; those unused for longest go first."""
+
+COUNTING = (
+    "executed instructions of an emulated CPU were counted; they are no time",
+    "each engine was counted in several calls; every session holds the same counts, because another would repeat them",
+)
+"""Notes of every measurement on an emulated board."""
+
+COOLING_PAUSE_S = 5.0
 
 COUNTS_AGREE = 1e-4
 """Share by which counts of one engine may differ within a measurement."""
@@ -98,8 +96,8 @@ class TvmRpc:
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
-        self._options = _options(profile)
-        self._board = _board(profile, self._options)
+        self._options = options_of(profile)
+        self._board = board_of(profile, self._options)
         self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
         self._worker = WatchedWorker(
             "TVM",
@@ -114,6 +112,7 @@ class TvmRpc:
             limit_s=float(self._options["time_limit_s"]),
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._sentinels: dict[str, Calls] = {}
         self._yardstick = Yardstick(float(self._options["slow_limit"]))
 
     @property
@@ -166,15 +165,8 @@ class TvmRpc:
         Raises:
             Unstable: if the sentinel was slower than `slow_limit` times what it was in earlier measurements.
         """
-        started, before = time.monotonic(), self._facts()
-        brought = [_engine(each) for each in (engine, sampling.reference)]
-        self._ask({"do": "bring", "engines": brought}, f"loading {engine.path.name}")
-        replies: list[Mapping[str, Any]] = []
-        sessions: list[Session] = []
-        began = time.monotonic()
-        while not sampling.enough(sessions, 0.0 if self._emulated else time.monotonic() - began):
-            replies.append(self._session(engine, sampling, len(sessions)))
-            sessions.append(self._calls_of(replies[-1]))
+        started, before = time.monotonic(), self._cool_facts()
+        replies, sessions = self._counted(engine, sampling) if self._emulated else self._timed(engine, sampling)
         layers = self._layers(engine) if sampling.layers else {}
         after = self._facts(forget=[] if engine.sha256 == sampling.reference.sha256 else [engine.sha256])
         seen = Measurement(
@@ -191,6 +183,54 @@ class TvmRpc:
         )
         return replace(seen, flags=tuple(self._flags(seen, before, after)))
 
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        """Return what runs `engine` on the board without edgeprune, as `edgeprune.target.Packager` says."""
+        engine.check()
+        return {"engine.so": engine.path, **shipped(self._profile.arch)}
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        """Return what the bundle's runner says when it checks itself on the board.
+
+        Through ``tcp://`` nothing but the server is reached, so there the bundle's engine answers by itself.
+        """
+        if not trusted:
+            check_trust(bundle, self.compile(model), self._profile.arch)
+        if isinstance(self._board, TcpBoard):
+            return answered(bundle, model, self.run)
+        return self._board.selftest(bundle)
+
+    def _timed(self, engine: Artifact, sampling: Sampling) -> tuple[list[Mapping[str, Any]], list[Session]]:
+        """Return replies and samples of as many sessions as the decision needs."""
+        brought = [_engine(each) for each in (engine, sampling.reference)]
+        self._ask({"do": "bring", "engines": brought}, f"loading {engine.path.name}")
+        replies: list[Mapping[str, Any]] = []
+        sessions: list[Session] = []
+        began = time.monotonic()
+        while not sampling.enough(sessions, time.monotonic() - began):
+            replies.append(self._session(engine, sampling, len(sessions)))
+            sessions.append(self._calls_of(replies[-1]))
+        return replies, sessions
+
+    def _counted(self, engine: Artifact, sampling: Sampling) -> tuple[list[Mapping[str, Any]], list[Session]]:
+        """Return one session's counts, as many times as sessions are asked for: another would count the same.
+
+        An emulated call takes seconds, so the sentinel is counted once for as long as the board is held.
+        """
+        sentinel = sampling.reference.sha256
+        if sentinel not in self._sentinels:
+            self._sentinels[sentinel] = self._count(sampling.reference)
+        reference = self._sentinels[sentinel]
+        session = Session(candidate=self._count(engine), reference=reference, single_threaded=True)
+        sessions: list[Session] = []
+        while not sampling.enough(sessions):
+            sessions.append(session)
+        return [], sessions
+
+    def _count(self, engine: Artifact) -> Calls:
+        reply, _ = self._ask({"do": "count", "engine": _engine(engine)}, f"counting {engine.path.name}")
+        counts = reply.get("counts")
+        return self._calls_of_columns(reply, {"wall_ns": counts, "cpu_ns": counts, "preempted": _zeros(counts)})
+
     def _session(self, engine: Artifact, sampling: Sampling, number: int) -> Mapping[str, Any]:
         request = {
             "do": "time",
@@ -206,17 +246,16 @@ class TvmRpc:
         return reply
 
     def _calls_of(self, reply: Mapping[str, Any]) -> Session:
-        """Return the samples in a reply, which a board may have garbled."""
-        if reply.get("metric") != self._metric:
-            raise self._strange(f"its samples are of {reply.get('metric')!r}")
-        candidate, reference = (self._samples(reply.get(which)) for which in ("candidate", "reference"))
+        """Return the samples of a timed session."""
+        candidate, reference = (self._calls_of_columns(reply, reply.get(each)) for each in ("candidate", "reference"))
         return Session(candidate=candidate, reference=reference, single_threaded=True)
 
-    def _samples(self, value: Any) -> Calls:
-        columns = {"wall_ns": value, "cpu_ns": value} if self._emulated else value
+    def _calls_of_columns(self, reply: Mapping[str, Any], columns: Any) -> Calls:
+        """Return the samples in three columns of a reply, which a board may have garbled."""
+        if reply.get("metric") != self._metric:
+            raise self._strange(f"its samples are of {reply.get('metric')!r}")
         try:
-            elapsed, on_cpu = (tuple(columns[name]) for name in ("wall_ns", "cpu_ns"))
-            preempted = (0,) * len(elapsed) if self._emulated else tuple(columns["preempted"])
+            elapsed, on_cpu, preempted = (tuple(columns[name]) for name in ("wall_ns", "cpu_ns", "preempted"))
         except (TypeError, LookupError) as error:
             raise self._strange("its samples are no samples") from error
         whole = all(type(each) is int for column in (elapsed, on_cpu, preempted) for each in column)
@@ -246,7 +285,7 @@ class TvmRpc:
         facts = {name: value for name, value in after.items() if name not in _PASSING}
         common = {"board": facts, "tvm": self._worker.hello["tvm"], "threads": 1, "cpu": self._options["cpu"]}
         if self._emulated:
-            return {**common, "notes": ["executed instructions of an emulated CPU were counted; they are no time"]}
+            return {**common, "notes": list(COUNTING)}
         timing: dict[str, Any] = {"before": before.get("conditions"), "after": after.get("conditions"), "notes": []}
         how = {"priority": replies[-1].get("priority"), "warm_up": [each.get("warm_up") for each in replies]}
         return {**common, **timing, **how}
@@ -275,6 +314,11 @@ class TvmRpc:
             )
         return facts
 
+    def _cool_facts(self) -> Mapping[str, Any]:
+        """Return what the board says of itself, once it is as cool as the profile wants it."""
+        wanted, limit_s = self._profile.cooldown_c, float(self._options["cooldown_limit_s"])
+        return cooled(self._facts, wanted, limit_s)
+
     def _ask(
         self,
         request: Mapping[str, Any],
@@ -299,6 +343,40 @@ class TvmRpc:
             if excess > 0 and each != newest:
                 excess -= each.stat().st_size
                 each.unlink()
+
+
+def cooled(
+    read: Callable[[], Mapping[str, Any]],
+    wanted_c: float | None,
+    limit_s: float,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Mapping[str, Any]:
+    """Return the first reading in which nothing on the board is hotter than `wanted_c`.
+
+    Raises:
+        Unstable: if there is none within `limit_s` seconds.
+    """
+    for _ in range(math.ceil(limit_s / COOLING_PAUSE_S) + 1):
+        facts = read()
+        hottest = max(_temperatures(facts.get("conditions")), default=None)
+        if wanted_c is None or hottest is None or hottest <= wanted_c:
+            return facts
+        sleep(COOLING_PAUSE_S)
+    raise Unstable(
+        f"the board is at {hottest:g} C and does not cool down to {wanted_c:g} C",
+        why=f"it was waited for {limit_s:g} s",
+        next_step="fit a fan, end what else it does, or raise cooldown_c of the profile",
+    )
+
+
+def _temperatures(conditions: Any) -> list[float]:
+    heat = conditions.get("temperatures_c") if isinstance(conditions, Mapping) else None
+    return [float(each) for each in heat.values() if type(each) in (int, float)] if isinstance(heat, Mapping) else []
+
+
+def _zeros(counts: Any) -> list[int]:
+    return [0] * len(counts) if isinstance(counts, list) else []
 
 
 _PASSING = ("conditions", "folder", "last_end", "features")
@@ -360,64 +438,6 @@ def throttling(bits: object) -> list[str]:
     return [name for place, name in enumerate(names) if now >> place & 1]
 
 
-# --- options
-
-
-_DEFAULTS: dict[str, Any] = {
-    "board": "remote",
-    "cpu": "generic",
-    "threads": 1,
-    "pin": None,
-    "priority": "auto",
-    "time_limit_s": TIME_LIMIT_S,
-    "busy_wait_s": BUSY_WAIT_S,
-    "slow_limit": SLOW_LIMIT,
-}
-
-_VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "board": (lambda value: value in ("remote", "emulated", "local"), '"remote", "emulated" or "local"'),
-    "cpu": (
-        lambda value: (
-            isinstance(value, str) and 0 < len(value) < 40 and value[0].isalnum() and value.replace("-", "").isalnum()
-        ),
-        "a CPU's name",
-    ),
-    "threads": (lambda value: type(value) is int and value == 1, "1, because kernels run on one thread"),
-    "pin": (lambda value: type(value) is int and 0 <= value < 1024, "the number of a CPU"),
-    "priority": (lambda value: value in ("auto", "normal"), '"auto" or "normal"'),
-    "time_limit_s": (lambda value: type(value) in (int, float) and value > 0, "a number of seconds above 0"),
-    "busy_wait_s": (lambda value: type(value) in (int, float) and value >= 0, "a number of seconds from 0"),
-    "slow_limit": (lambda value: type(value) in (int, float) and value > 1, "a number above 1"),
-}
-
-
-def _options(profile: Profile) -> dict[str, Any]:
-    for name, value in profile.options.items():
-        if name not in _VALID:
-            raise ProfileError(
-                f"profile {profile.name!r}: unknown option {name!r}", next_step=f"one of {', '.join(_VALID)}"
-            )
-        valid, wanted = _VALID[name]
-        if not valid(value):
-            raise ProfileError(f"profile {profile.name!r}: option {name} is {value!r}", why=f"{wanted} is wanted")
-    return _DEFAULTS | dict(profile.options)
-
-
-def _board(profile: Profile, options: Mapping[str, Any]) -> Board:
-    """Return the way to the board that the profile names."""
-    if profile.address is not None:
-        return TcpBoard(tcp_port(profile.address))
-    if options["board"] == "emulated":
-        return ChildBoard(profile.arch, options["cpu"])
-    if options["board"] == "local":
-        return ChildBoard(profile.arch, None)
-    raise ProfileError(
-        f"target {profile.name!r} has no address",
-        why="this profile is of a board of its own",
-        next_step=f'write into edgeprune.toml: [targets.board] profile = "{profile.name}" address = "ssh://user@board"',
-    )
-
-
 def _check_packages(profile: Profile) -> None:
     missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
     if missing:
@@ -431,7 +451,7 @@ def examine(profile: Profile) -> list[Finding]:
     """Return what is in order and what is missing, here and on the board, holding nothing."""
     findings = [_runtime()]
     try:
-        options = _options(profile)
+        options = options_of(profile)
         findings += [_linker(profile.arch), *_own_programs(profile, options)]
         if any(each.severity == "problem" for each in findings):
             return findings
@@ -449,8 +469,6 @@ def _runtime() -> Finding:
 
 
 def _linker(arch: str) -> Finding:
-    import platform
-
     wanted = [f"{arch}-linux-gnu-ld", *(["ld"] if platform.machine() == arch else [])]
     found = next((path for each in wanted if (path := shutil.which(each))), None)
     if found is None:
@@ -504,6 +522,3 @@ def _state(conditions: Mapping[str, Any]) -> list[Finding]:
         severity, mend = ("ok", "") if free >= 256 else ("problem", "free space on the board")
         findings.append(Finding(subject="disk", severity=severity, found=f"{free} MiB free", mend=mend))
     return findings
-
-
-__all__ = ["ENGINE", "TvmRpc", "connect", "examine", "setup_command", "throttling"]

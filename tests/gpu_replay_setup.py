@@ -3,6 +3,7 @@
 Nothing outside the tests can reach it; what it times is the host's CPU.
 """
 
+import atexit
 import shutil
 import subprocess
 from functools import cache
@@ -23,6 +24,7 @@ built = pytest.mark.skipif(
 def libraries() -> Path:
     """Return the folder of libcuda.so.1 and libnvidia-ml.so.1, built once in a test session."""
     folder = Path(mkdtemp(prefix="edgeprune-replay-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
         command = ["cc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", folder / name, HERE / "driver.c"]
         subprocess.run(command, check=True, timeout=120)

@@ -6,7 +6,7 @@ import pytest
 import tiny_project
 
 from edgeprune.inspection import describe_space, examine, list_targets
-from edgeprune.intake.config import load_config
+from edgeprune.intake.config import load_config, load_devices
 from edgeprune.profile import Profile, load_profile
 from edgeprune.progress import Silent
 
@@ -64,10 +64,10 @@ def test_the_doctor_looks_at_this_machine_and_at_the_target() -> None:
 
 def test_targets_are_the_shipped_profiles_and_the_configurations_own(tmp_path: Path) -> None:
     """With whether each is reachable now; one that cannot be is listed with the reason."""
-    assert {"formula", "host"} <= {each["name"] for each in list_targets(None)}
+    assert {"formula", "host"} <= {each["name"] for each in list_targets(load_devices(None))}
     text = '[targets.sick]\nprofile = "formula"\n[targets.sick.options]\nblock = -1\n[targets.toy]'
-    config = load_config(tiny_project.write_project(tmp_path, ("[targets.toy]", text)))
-    listed = {each["name"]: each["reachable"] for each in list_targets(config)}
+    config = tiny_project.write_project(tmp_path, ("[targets.toy]", text))
+    listed = {each["name"]: each["reachable"] for each in list_targets(load_devices(config))}
     assert listed["toy"] == "yes"
     assert listed["sick"].startswith("no: ")
 
@@ -78,9 +78,9 @@ def test_every_board_of_a_target_is_examined_under_its_address() -> None:
     assert {each.partition(": ")[0] for each in subjects} >= {"ssh://a", "ssh://b"}
 
 
-def test_every_board_of_a_target_is_listed() -> None:
-    given = {"model.factory": "a:b", "data.factory": "a:b", "targets.shelf.profile": "formula"}
-    config = load_config(None, {**given, "targets.shelf.address": ["ssh://a", "ssh://b"]})
-    listed = [each for each in list_targets(config) if each["name"] == "shelf"]
+def test_every_board_of_a_target_is_listed_though_no_model_is_named_yet(tmp_path: Path) -> None:
+    config = tmp_path / "edgeprune.toml"
+    config.write_text('[targets.shelf]\nprofile = "formula"\naddress = ["ssh://a", "ssh://b"]\n')
+    listed = [each for each in list_targets(load_devices(config)) if each["name"] == "shelf"]
     assert [each["address"] for each in listed] == ["ssh://a", "ssh://b"]
     assert all(each["reachable"] == "yes" for each in listed)

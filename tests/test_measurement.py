@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeprune.artifact import Artifact
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
+from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 
 REFERENCE = Artifact(path=Path("reference.onnx"), kind="onnx", sha256="0" * 64, inputs=())
 MS = 1_000_000
@@ -255,3 +256,14 @@ def test_sampling_names_its_reference_by_content() -> None:
     facts = Sampling(reference=REFERENCE, threshold=0.5).to_json()
     assert facts["reference"] == "0" * 64
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_count_of_instructions_has_no_run_to_run_noise() -> None:
+    """Its interval is that of the counts themselves; a clock that showed the same would not be believed so far."""
+    session = Session(candidate=calls([2.0, 2.0]), reference=calls([4.0, 4.0]))
+    counted, timed = (
+        measurement(session, metric=metric, emulated=metric != LATENCY).ratio()
+        for metric in (EMULATED_INSTRUCTIONS, LATENCY)
+    )
+    assert counted.p50 == timed.p50 == pytest.approx(0.5)
+    assert counted.high / counted.low < 1.001 < timed.high / timed.low

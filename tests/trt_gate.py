@@ -48,12 +48,15 @@ class Gate:
         """
         return self.build_bytes(typed(graph, precision).SerializeToString(), precision)
 
-    def build_bytes(self, content: bytes, precision: str = "fp32") -> Mapping[str, Any]:
+    def build_bytes(
+        self, content: bytes, precision: str = "fp32", timing_cache: Path | None = None
+    ) -> Mapping[str, Any]:
         """Return the same for a serialized graph, as it is."""
         path, engine = self.folder / "graph.onnx", self.folder / "graph.engine"
         path.write_bytes(content)
         model = {"path": str(path), "sha256": hashlib.sha256(content).hexdigest(), "inputs": []}
         request = {"do": "build", "model": model, "precision": precision, "engine": str(engine)}
+        request |= {"timing_cache": str(timing_cache)} if timing_cache else {}
         reply, _ = self.worker.ask(request, "building graph.onnx")
         assert engine.stat().st_size == reply["bytes"] > 0
         return reply

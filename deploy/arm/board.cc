@@ -125,7 +125,7 @@ bool shake_hands(int socket, const std::string& key, Client& client) {
 // --- what runs in a session's process
 
 const char* const kFunctions[] = {"edgeprune.facts", "edgeprune.load",           "edgeprune.run",
-                                  "edgeprune.time",  "edgeprune.steps",          "tvm.rpc.server.upload",
+                                  "edgeprune.time",  "edgeprune.count", "edgeprune.steps", "tvm.rpc.server.upload",
                                   "tvm.rpc.server.download", "tvm.rpc.server.remove", "tvm.rpc.server.load_module"};
 
 void offer(const char* name, Function function) { Function::SetGlobal(name, function, true); }
@@ -168,6 +168,9 @@ void offer_engines(Desk& desk) {
             const Sampling sampling{std::clamp(session_ms, 0.0, 60'000.0), block_ms, dropped, seed};
             return Bytes(desk.time(candidate, reference, sampling, static_cast<int>(cpu), priority));
           });
+        }));
+  offer("edgeprune.count", Function::FromTyped([&desk](String name) {
+          return desk.serve([&] { return Bytes(desk.count(name)); });
         }));
   offer("edgeprune.steps", Function::FromTyped([&desk](String name, int64_t cpu) {
           return desk.serve([&] { return Bytes(desk.steps(name, static_cast<int>(cpu))); });

@@ -25,7 +25,7 @@
 
 namespace edgeprune {
 
-inline constexpr int kProtocol = 1;  // of these functions; the host refuses to talk to another
+inline constexpr int kProtocol = 2;  // of these functions; the host refuses to talk to another
 
 // What the supervisor and a session tell each other, in memory they share.
 struct Shared {
@@ -103,12 +103,13 @@ class Desk {
     uploaded_ -= std::min(uploaded_, bytes);
   }
 
-  // Checks that an uploaded engine is whole and works, and returns its ports.
+  // Checks that an uploaded engine is whole and works, and returns its ports. Under an emulator a call takes thousands of
+  // times as long, so there it is run when it is wanted, and not before.
   std::string load(const std::string& name, const std::string& sha256) const {
     if (sha256_of(read_file(path(name))) != sha256) throw Refusal("corrupt", name + " was damaged on its way");
     const Engine engine(path(name), name);
     fill_noise(engine);
-    engine.run();
+    if (!emulated_) engine.run();
     return json::Object()
         .raw("inputs", ports(engine, engine.program().inputs()))
         .raw("outputs", ports(engine, engine.program().outputs()))
@@ -140,16 +141,23 @@ class Desk {
     return out;
   }
 
-  // Times a candidate against a reference; under a counter, counts instructions instead.
+  // Times a candidate against a reference.
   std::string time(const std::string& candidate, const std::string& reference, const Sampling& sampling, int cpu,
                    const std::string& wanted) {
+    refuse_clock_of_emulator();
     const Engine engines[2] = {{path(candidate), candidate}, {path(reference), reference}};
     for (const Engine& each : engines) fill_noise(each);
-    if (counted_) return spelled(counted_session(engines[0], engines[1], sampling.seed));
-    refuse_clock_of_emulator();
     cpu_ = pin(cpu);
     Priority priority(wanted, usable_.size() < 2);
     return spelled(timed_session(engines[0], engines[1], sampling, priority));
+  }
+
+  // Counts the instructions of several calls of an engine, under an emulator that counts.
+  std::string count(const std::string& name) const {
+    if (!counted_) throw Refusal("lost", "this board counts no instructions");
+    const Engine engine(path(name), name);
+    fill_noise(engine);
+    return json::Object().add("metric", metric()).raw("counts", column(counted_calls(engine))).text();
   }
 
   // What each step of an engine costs, in order: nanoseconds, or instructions under a counter.
@@ -162,7 +170,7 @@ class Desk {
     }
     return json::Object()
         .add("metric", metric())
-        .raw("costs", json::array(step_costs(engine, counted_), [](int64_t cost) { return std::to_string(cost); }))
+        .raw("costs", column(step_costs(engine, counted_)))
         .text();
   }
 
@@ -201,7 +209,7 @@ class Desk {
   std::string metric() const { return counted_ ? "emulated_instructions" : emulated_ ? "none" : "latency_ns"; }
 
   void refuse_clock_of_emulator() const {
-    if (emulated_) throw Refusal("lost", "this board is emulated without a counter, and its clock says nothing");
+    if (emulated_) throw Refusal("lost", "this board is emulated, and the clock of an emulator says nothing");
   }
 
   size_t size_of(const std::string& name) const {
@@ -222,6 +230,10 @@ class Desk {
     });
   }
 
+  static std::string column(const std::vector<int64_t>& numbers) {
+    return json::array(numbers, [](int64_t each) { return std::to_string(each); });
+  }
+
   static std::string column(const std::vector<Row>& rows, int64_t Row::* field) {
     return json::array(rows, [field](const Row& row) { return std::to_string(row.*field); });
   }
@@ -239,16 +251,6 @@ class Desk {
     out.raw("warm_up", json::array(session.warm, [](const WarmUp& warm) {
               return json::Object().add("calls", warm.calls).add("settled", warm.settled).text();
             }));
-    return out.text();
-  }
-
-  static std::string spelled(const Counts& counts) {
-    json::Object out;
-    out.add("metric", "emulated_instructions");
-    for (int which = 0; which < 2; ++which) {
-      out.raw(which ? "reference" : "candidate",
-              json::array(counts.calls[which], [](int64_t count) { return std::to_string(count); }));
-    }
     return out.text();
   }
 

@@ -150,26 +150,15 @@ inline Session timed_session(const Engine& candidate, const Engine& reference, c
   return session;
 }
 
-struct Counts {
-  std::vector<int64_t> calls[2];  // instructions of each call of candidate and reference
-};
-
-// Counts both engines under an emulator: one call to warm up, then two blocks of two calls, in an order that is drawn.
-inline Counts counted_session(const Engine& candidate, const Engine& reference, const std::string& seed) {
-  constexpr int kRounds = 2, kCalls = 2;
-  const Engine* engines[2] = {&candidate, &reference};
+// Counts the instructions of several calls of an engine under an emulator, after one call to warm up. They are the same
+// every time, so there is nothing to alternate with.
+inline std::vector<int64_t> counted_calls(const Engine& engine) {
+  constexpr int kCalls = 4;
   const Counter counter;
-  Counts counts;
-  for (const Engine* each : engines) counter.count([each] { each->run(); });
-  std::mt19937_64 order = seeded(seed);
-  for (int round = 0; round < kRounds; ++round) {
-    const int first = static_cast<int>(order() & 1);
-    for (const int which : {first, 1 - first}) {
-      for (int call = 0; call < kCalls; ++call) {
-        const uint64_t count = counter.count([engine = engines[which]] { engine->run(); });
-        counts.calls[which].push_back(static_cast<int64_t>(count));
-      }
-    }
+  engine.run();
+  std::vector<int64_t> counts;
+  for (int call = 0; call < kCalls; ++call) {
+    counts.push_back(static_cast<int64_t>(counter.count([&engine] { engine.run(); })));
   }
   return counts;
 }

@@ -159,11 +159,11 @@ def measure(
         from edgeprune.comparison import compare
         from edgeprune.progress import watch
 
-        profile = _profile(config, target)
+        boards = _boards(config, target)
         with watch(quiet=quiet).stage("measure", total=max(1, len(models) - 1)) as stage:
             results = compare(
                 models,
-                profile,
+                boards,
                 seconds=seconds,
                 progress=lambda name, done, _total: stage.advance(min(done, 1), note=name),
             )
@@ -193,17 +193,16 @@ def verify(
 
     def act() -> tuple[Json, int]:
         from edgeprune.bundle import open_bundle
-        from edgeprune.target import open_target
-        from edgeprune.verify import own_profile
+        from edgeprune.fleet import open_boards
         from edgeprune.verify import verify as check
 
         with open_bundle(bundle) as whole:  # first: a device that cannot be had must not hide a changed file
             parent = whole.manifest.parent_sha256
-        profile = _profile(config, target) if target else own_profile(bundle, _profiles(config))
-        with open_target(profile) as device:
+        boards = _boards(config, target) if target else _own_boards(bundle, config)
+        with open_boards(boards) as device:
             report = check(
                 bundle,
-                profile=profile,
+                profile=boards[0],
                 target=device,
                 baseline=baseline or _baseline_beside(bundle, parent),
                 remeasure=remeasure,
@@ -273,8 +272,9 @@ def targets(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     def act() -> tuple[Json, int]:
         from edgeprune.inspection import list_targets
+        from edgeprune.intake.config import load_devices
 
-        return {"targets": list_targets(_config(config, None, {}) if config else None)}, 0
+        return {"targets": list_targets(load_devices(_found(config)))}, 0
 
     _run("targets", act, as_json, _print_targets)
 
@@ -298,9 +298,13 @@ def _deployed(requests: list[Any]) -> tuple[Json, int]:
 def _config(path: Path | None, settings: list[str] | None, overrides: Mapping[str, object]) -> Any:
     from edgeprune.intake.config import load_config
 
-    found = path or (Path("edgeprune.toml") if Path("edgeprune.toml").is_file() else None)
     given = {name: value for name, value in overrides.items() if value is not None}
-    return load_config(found, {**_assignments(settings or []), **given})
+    return load_config(_found(path), {**_assignments(settings or []), **given})
+
+
+def _found(path: Path | None) -> Path | None:
+    """Return the configuration that was named, or the one that lies in this folder."""
+    return path or (Path("edgeprune.toml") if Path("edgeprune.toml").is_file() else None)
 
 
 def _assignments(settings: list[str]) -> dict[str, object]:
@@ -321,27 +325,34 @@ def _value(text: str) -> object:
         return text
 
 
-def _profile(config: Path | None, target: str) -> Any:
-    from edgeprune.profile import load_profile
-
-    return _config(config, None, {}).profile(target) if config else load_profile(target)
-
-
 def _boards(config: Path | None, target: str) -> Any:
     """Return the profile of a target once for each board it lists."""
-    return _config(config, None, {}).boards(target) if config else (_profile(None, target),)
+    from edgeprune.intake.config import load_devices
+
+    return load_devices(_found(config)).boards(target)
+
+
+def _own_boards(bundle: Path, config: Path | None) -> Any:
+    """Return the boards of the target that a bundle was made for: all that are listed under that name here."""
+    from edgeprune.verify import own_profile
+
+    known = _profiles(config)
+    profile = own_profile(bundle, known)
+    same = {each.address: each for each in known if (each.name, each.digest) == (profile.name, profile.digest)}
+    return tuple(each for address, each in same.items() if address or len(same) == 1)
 
 
 def _profiles(config: Path | None) -> list[Any]:
     """Return every profile that has a name here: of the configuration, or of the one in this folder, and shipped."""
+    from edgeprune.intake.config import load_devices
     from edgeprune.profile import load_profile, profile_names
 
     shipped = [load_profile(name) for name in profile_names()]
     if config is None and not Path("edgeprune.toml").is_file():
         return shipped
     try:
-        loaded = _config(config, None, {})
-        named = [loaded.profile(name) for name in sorted({*profile_names(), *loaded.targets})]
+        devices = load_devices(_found(config))
+        named = [board for name in sorted({*profile_names(), *devices.targets}) for board in devices.boards(name)]
     except UserError:
         if config:
             raise

@@ -15,11 +15,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import CorruptArtifact, ModelError
+from edgeprune.fleet import open_boards
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import unit_of
 from edgeprune.profile import Profile
 from edgeprune.statistics import Interval
-from edgeprune.target import open_target
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and how many there are."""
@@ -74,7 +74,7 @@ class Comparison:
 
 def compare(
     paths: Sequence[Path],
-    profile: Profile,
+    boards: Sequence[Profile],
     *,
     seconds: float = 2.0,
     confidence: float = 0.95,
@@ -85,7 +85,7 @@ def compare(
 
     Args:
         paths: ONNX files, at least one.
-        profile: of the device.
+        boards: the profile of the device, or of each board of one kind.
         seconds: time to spend on each comparison, about; loading and warming up take a quarter to a third of it.
         confidence: of every interval.
         seed: of the order of blocks.
@@ -100,7 +100,7 @@ def compare(
     assert paths, "there is a model to compare"
     report = progress or _silent
     graphs = [read_graph(path) for path in paths]
-    with open_target(profile) as target:
+    with open_boards(boards) as target:
         reference, *others = [target.compile(each) for each in graphs]
         candidates = others or [reference]
         sampling = _sampling(reference, seconds, confidence, seed)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.budget import Budget
 from edgeprune.errors import NothingFits
+from edgeprune.fleet import open_boards
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.outcome import Outcome
 from edgeprune.search.loop import Bench
@@ -26,7 +27,7 @@ from edgeprune.stages.look import look, pose
 from edgeprune.stages.prepare import Prepared, Request, prepare
 from edgeprune.stages.prove import Checked, check, prove, tune
 from edgeprune.stages.seconds import Seconds
-from edgeprune.target import Target, open_target
+from edgeprune.target import Target
 from edgeprune.trial import Trial
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def deploy(request: Request) -> Outcome:
     """
     with ExitStack() as stack:
         prepared = prepare(request, stack)
-        target = stack.enter_context(open_target(prepared.profile))
+        target = stack.enter_context(open_boards(prepared.boards))
         return _carry_out(prepared, target)
 
 

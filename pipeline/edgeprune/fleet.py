@@ -22,7 +22,7 @@ from edgeprune.errors import DeviceBusy, DeviceLost, LabError, ProfileError, Uns
 from edgeprune.lease import POLL_S, Lease
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.profile import Profile, at_address
-from edgeprune.target import Finding, Target, examine_target, open_target
+from edgeprune.target import Finding, Packager, Selftest, Target, examine_target, open_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,6 +88,16 @@ class Board:
     def trouble(self) -> str:
         """Return why it is set aside, empty if it is not."""
         return self.quarantined or self.lost
+
+
+def open_boards(profiles: Sequence[Profile]) -> AbstractContextManager[Target]:
+    """Return a target as a context manager: its one board, or all its boards as one.
+
+    Raises:
+        ProfileError: if the adapter is unknown, or several boards are not of one kind.
+        DeviceLost, DeviceBusy: on entering, if the one board cannot be had.
+    """
+    return open_target(profiles[0]) if len(profiles) == 1 else open_fleet(profiles)
 
 
 @contextmanager
@@ -175,6 +185,24 @@ class Fleet:
     def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
         """Return the outputs of one call on some board, by name."""
         return self._on_some_board(lambda board, target: target.run(_engine(board, target, engine), inputs))
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        """Return what a bundle holds for such a board, from one of them; nothing if they hold nothing."""
+
+        def packaged(board: Board, target: Target) -> Mapping[str, Path]:
+            return target.package(_engine(board, target, engine)) if isinstance(target, Packager) else {}
+
+        return self._on_some_board(packaged)
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        """Return what the runner of a bundle says on one of the boards."""
+
+        def tested(board: Board, target: Target) -> Selftest:
+            if isinstance(target, Packager):
+                return target.selftest(bundle, model, trusted=trusted)
+            return Selftest(ok=False, detail=f"{board.name} runs no programs of bundles")
+
+        return self._on_some_board(tested)
 
     def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
         """Return the timing of a graph against the sentinel, both on one board, which `conditions["board"]` names.

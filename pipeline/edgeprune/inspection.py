@@ -11,7 +11,7 @@ from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.target import Finding, examine_target
 
 if TYPE_CHECKING:
-    from edgeprune.intake.config import Config
+    from edgeprune.intake.config import Config, Devices
     from edgeprune.progress import Progress
 
 OLDEST_PYTHON = (3, 11)
@@ -75,14 +75,14 @@ def _torch() -> Finding:
         return Finding(subject="PyTorch", severity="problem", found="not installed", mend="pip install torch")
 
 
-def list_targets(config: "Config | None") -> list[dict[str, str]]:
+def list_targets(devices: "Devices") -> list[dict[str, str]]:
     """Return every board of every profile, shipped or of the configuration, and whether it is reachable now.
 
     They are asked at the same time: one that does not answer holds up no other.
     """
-    configured = sorted(config.targets) if config else []
+    configured = sorted(devices.targets)
     profiles = [load_profile(name) for name in profile_names() if name not in configured]
-    profiles += [board for name in configured for board in config.boards(name)] if config else []
+    profiles += [board for name in configured for board in devices.boards(name)]
     with ThreadPoolExecutor(max_workers=len(profiles)) as pool:
         reachable = pool.map(_reachable, profiles)
     return [

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeprune import statistics
 from edgeprune.artifact import Artifact
-from edgeprune.metric import LATENCY, PER_UNIT
+from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY, PER_UNIT
 from edgeprune.statistics import Interval
 
 CLEAN_CALLS_NEEDED = 20
@@ -195,7 +195,14 @@ class Measurement:
 
     def ratio(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
         """Return latency of the candidate as a ratio of the sentinel's, with its interval."""
-        return statistics.interval_over_sessions([each.log_ratio(quantile) for each in self.sessions], confidence)
+        logs = [each.log_ratio(quantile) for each in self.sessions]
+        return statistics.interval_over_sessions(logs, confidence, **self._noise(statistics.RUN_SD))
+
+    def _noise(self, run_sd: float) -> dict[str, float]:
+        """Return what an interval assumes beside what was seen: a count knows neither neighbours nor temperature."""
+        if self.metric == EMULATED_INSTRUCTIONS:
+            return {"prior_sd": statistics.COUNT_SD, "run_sd": 0.0}
+        return {"prior_sd": statistics.PRIOR_SD, "run_sd": run_sd}
 
     def latency(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
         """Return the candidate's latency in the metric's unit, see `edgeprune.metric`: milliseconds of a device.
@@ -210,7 +217,7 @@ class Measurement:
 
     def _absolute(self, which: int, confidence: float, quantile: float) -> Interval:
         logs = [math.log(_typical(each.clocks(quantile)[which], quantile) / PER_UNIT) for each in self.sessions]
-        return statistics.interval_over_sessions(logs, confidence, run_sd=statistics.ABSOLUTE_RUN_SD)
+        return statistics.interval_over_sessions(logs, confidence, **self._noise(statistics.ABSOLUTE_RUN_SD))
 
     @property
     def unstable_because(self) -> str | None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError, ProfileError
-from edgeprune.intake.config import Config, FinetuneConfig, load_config
+from edgeprune.intake.config import Config, FinetuneConfig, load_config, load_devices
 from edgeprune.profile import load_profile
 from edgeprune.reward import RewardWeights
 
@@ -293,3 +293,14 @@ def test_a_configuration_is_frozen() -> None:
     config: Config = load_config(None, {"model.factory": "model:net", "data.arrays": "data.npz"})
     with pytest.raises(ValueError, match="frozen"):
         config.search.seed = 3  # type: ignore[misc]
+
+
+def test_devices_are_read_without_a_model_but_not_with_a_misspelt_table(tmp_path: Path) -> None:
+    table = '[targets.box]\nprofile = "host"\naddress = "10.0.0.7"\n'
+    devices = load_devices(written(tmp_path, table + "[search]\nno_such_setting = 1\n"))
+    assert [each.address for each in devices.boards("box")] == ["10.0.0.7"]
+    assert load_devices(None).boards("host") == (load_profile("host"),)
+    with pytest.raises(ConfigError, match="target"):
+        load_devices(written(tmp_path, table.replace("targets", "target")))
+    with pytest.raises(ConfigError, match="adress"):
+        load_devices(written(tmp_path, table.replace("address", "adress")))

@@ -118,3 +118,15 @@ def test_a_compiler_that_crashes_takes_nothing_with_it(gate: Gate) -> None:
     with pytest.raises(DeviceLost, match="SIGSEGV"):
         gate.build(cut("vgg"), "fp16")
     assert gate.build(cut("vgg"), "fp16")["layers"] > 0
+
+
+def test_a_timing_cache_is_given_back_and_a_spoiled_one_is_dropped(gate: Gate) -> None:
+    """The names that TensorRT 11 and the replayed versions share, asked of NVIDIA's own module."""
+    cache = gate.folder / "timing.cache"
+    content = typed(cut("vgg"), "fp16").SerializeToString()
+    gate.build_bytes(content, timing_cache=cache)
+    whole = cache.read_bytes()
+    assert whole
+    cache.write_bytes(b"spoiled")
+    gate.build_bytes(content, timing_cache=cache)
+    assert cache.read_bytes() == whole

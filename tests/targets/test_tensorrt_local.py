@@ -9,12 +9,16 @@ from pathlib import Path
 import gpu_replay_setup as replay
 import numpy as np
 import pytest
+import tiny_project
 from contract import TargetContract, convnet, quick
 
 from edgeprune.artifact import Artifact, TensorSpec
+from edgeprune.deploy import deploy
 from edgeprune.errors import CompileError, DeviceLost, ProfileError, Unstable
+from edgeprune.intake.config import load_config
 from edgeprune.measurement import Measurement
 from edgeprune.profile import Profile, load_profile
+from edgeprune.stages.prepare import Request
 from edgeprune.target import examine_target, open_target
 from edgeprune.targets.tensorrt_local import TensorRtLocal, calibration
 
@@ -370,3 +374,27 @@ def test_leaving_the_context_ends_the_worker(machine) -> None:
     with open_target(profile("fp32")) as target:
         pid = target.worker_pid
     assert not Path(f"/proc/{pid}").exists()
+
+
+# -- the whole line --------------------------------------------------------------------------------------------------
+
+
+def test_a_deploy_ends_with_a_bundle_whose_engine_answers_as_pytorch_does(machine, tmp_path: Path) -> None:
+    """Baseline, candidates and winner are built, timed and run by the adapter; the replay times the host's CPU."""
+    machine()
+    whole = "\n".join(f"{name} = {value}" for name, value in PATIENT.items())
+    config = tiny_project.write_project(
+        tmp_path,
+        ('profile = "formula"', 'profile = "nvidia-gpu"\nprecision = "fp16"'),
+        ("block = 8\n", f"{whole}\n"),
+        ('latency = "0.5x"', 'latency = "0.9x"'),
+        ("trials = 6", "trials = 3"),
+    )
+    done = deploy(Request(config=load_config(config), target="toy", out=tmp_path / "dist", sleep=lambda _: None))
+    assert done.conditions["gpu"] == "Replayed GPU 0"
+    assert (done.emulated, done.metric) == (False, "latency_ns")
+    assert set(done.layer_shares) == {
+        *("stem.0", "head"),
+        *(f"block{block}.{layer}" for block in (1, 2) for layer in ("conv1", "conv2", "shortcut")),
+    }
+    assert Path(done.bundle).exists()

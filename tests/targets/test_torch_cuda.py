@@ -22,7 +22,7 @@ from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import CompileError, DeviceLost, ProfileError
 from edgeprune.profile import Profile, load_profile
 from edgeprune.target import Finding, Target, examine_target, open_target
-from edgeprune.targets.torch_cuda import TorchCuda, held
+from edgeprune.targets.torch_cuda import TorchCuda, _options, _worker, held
 
 EASY = {"slow_limit": 20.0, "warm_up_s": 0.01}
 
@@ -83,6 +83,15 @@ def opened() -> Iterator[Callable[..., TorchCuda]]:
     yield open_one
     for each in contexts:
         each.__exit__(None, None, None)
+
+
+@without_cuda
+def test_a_worker_whose_pytorch_has_no_cuda_refuses_to_start() -> None:
+    """A build of one's own may have any version."""
+    worker = _worker(_options(load_profile("nvidia-gpu-torch")), on_gpu=True)
+    with pytest.raises(ProfileError, match="built without CUDA"):
+        worker.start()
+    assert worker.pid is None
 
 
 @without_cuda

@@ -28,11 +28,12 @@ from edgeprune.errors import (
     LabError,
     ProfileError,
     StorageFull,
+    Unstable,
 )
 from edgeprune.measurement import Calls, Measurement, Session
 from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.target import examine_target, open_target
-from edgeprune.targets.tvm_rpc import ENGINE, TvmRpc, _changes, _disagreements, throttling
+from edgeprune.targets.tvm_rpc import ENGINE, TvmRpc, _changes, _disagreements, cooled, throttling
 
 pytest.importorskip("tvm", reason="pip install -e '.[tvm]'")
 
@@ -337,7 +338,7 @@ def test_an_engine_that_changed_or_is_none_is_refused_before_it_goes_anywhere(sh
         shared.run(replace(good, kind="onnx"), {"x": image})
 
 
-FACTS = {"protocol": 1, "machine": HERE, "metric": "latency_ns", "emulated": False, "version": "9"}
+FACTS = {"protocol": 2, "machine": HERE, "metric": "latency_ns", "emulated": False, "version": "9"}
 ROWS = {"wall_ns": [5, 5, 5, 5], "cpu_ns": [5, 5, 5, 5], "preempted": [0, 0, 0, 0]}
 SAMPLES = {"metric": "latency_ns", "candidate": ROWS, "reference": ROWS}
 
@@ -524,6 +525,36 @@ def test_a_chosen_cpu_is_pinned_and_a_missing_one_is_said(net: Artifact, tmp_pat
             model = target.compile(net)
             with pytest.raises(DeviceLost, match="CPU 1000 cannot be used"):
                 target.measure(model, quick(model))
+
+
+def hot(*temperatures: float | None) -> Callable[[], dict[str, object]]:
+    """Return what reads these temperatures one after another, the last one for ever."""
+    left = list(temperatures)
+
+    def read() -> dict[str, object]:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        return {"conditions": {"temperatures_c": {} if now is None else {"thermal_zone0 cpu": now, "other": 20.0}}}
+
+    return read
+
+
+def test_a_hot_board_is_waited_for() -> None:
+    naps: list[float] = []
+    facts = cooled(hot(80.0, 70.0, 65.0, 60.0), 65.0, 600, sleep=naps.append)
+    assert facts["conditions"] == {"temperatures_c": {"thermal_zone0 cpu": 65.0, "other": 20.0}}
+    assert len(naps) == 2
+
+
+def test_a_board_that_stays_hot_is_unstable_and_never_a_reward() -> None:
+    naps: list[float] = []
+    with pytest.raises(Unstable, match="at 80 C and does not cool down to 65 C"):
+        cooled(hot(80.0), 65.0, 60, sleep=naps.append)
+    assert sum(naps) == pytest.approx(65, abs=5)
+
+
+def test_without_a_sensor_or_a_wish_nothing_is_waited_for() -> None:
+    for temperature, wanted in ((None, 65.0), (90.0, None), (65.0, 65.0)):
+        cooled(hot(temperature), wanted, 600, sleep=lambda _: pytest.fail("it waited"))
 
 
 def counted(*counts: int) -> Calls:

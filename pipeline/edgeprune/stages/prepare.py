@@ -68,7 +68,7 @@ class Prepared:
     """What a run works on: nothing in it was measured yet."""
 
     request: Request
-    profile: Profile
+    boards: tuple[Profile, ...]
     budget: Budget
     model: LoadedModel
     splits: Splits
@@ -78,6 +78,11 @@ class Prepared:
     run: str
     folder: Path
     ledger: Ledger
+
+    @property
+    def profile(self) -> Profile:
+        """Return what the target's boards have in common, and the address of the first."""
+        return self.boards[0]
 
     @property
     def config(self) -> Config:
@@ -97,7 +102,8 @@ class Prepared:
 def prepare(request: Request, stack: ExitStack) -> Prepared:
     """Return the model, the data, the graph and the structure, checked; opens the ledger on `stack`."""
     config, progress = request.config, request.progress
-    profile, budget = config.profile(request.target), config.budget.to_budget()
+    boards, budget = config.boards(request.target), config.budget.to_budget()
+    profile = boards[0]
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
     with progress.stage("load data and model"):
         splits = load_data(config.data)
@@ -119,7 +125,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         structure = find_structure(config, profile, model.module, example, graph)
     return Prepared(
         request=request,
-        profile=profile,
+        boards=boards,
         budget=budget,
         model=model,
         splits=splits,

@@ -90,7 +90,7 @@ def test_an_engine_is_loaded_and_run(client: Client, tmp_path: Path) -> None:
 
 def test_facts_name_the_machine_and_its_state(client: Client) -> None:
     facts = json.loads(client.ask("facts"))
-    assert facts["protocol"] == 1
+    assert facts["protocol"] == 2
     assert facts["machine"] == HERE
     assert facts["metric"] == "latency_ns"
     assert not facts["emulated"]
@@ -240,7 +240,7 @@ def test_a_second_client_is_told_who_holds_the_board(port: int, client: Client) 
     assert "edgeprune:busy: held by test for" in said
     assert "edgeprune:busy" in second.refused(lambda: second.bring(b"1"))
     second.close()
-    assert json.loads(client.ask("facts"))["protocol"] == 1
+    assert json.loads(client.ask("facts"))["protocol"] == 2
 
 
 def test_a_holder_cannot_send_escape_codes_to_others(tmp_path: Path) -> None:
@@ -428,30 +428,38 @@ def test_an_emulated_board_counts_the_same_instructions_every_time(tmp_path: Pat
     content = engine(tmp_path / "e.so", arch="aarch64")
     with server(tmp_path / "uploads", arch="aarch64") as (port, _):
         client = Client(port)
-        client.load(content, "a.so")
-        client.load(content, "b.so")
         counts = []
-        for _ in range(2):
-            seen = json.loads(client.ask("time", "a.so", "b.so", 20.0, 1.0, 2, "seed", -1, "normal"))
+        for name in ("a.so", "b.so"):
+            client.load(content, name)
+            seen = json.loads(client.ask("count", name))
+            assert set(seen) == {"metric", "counts"}
             assert seen["metric"] == "emulated_instructions"
-            assert set(seen) == {"metric", "candidate", "reference"}
-            counts += seen["candidate"] + seen["reference"]
+            counts += seen["counts"]
+        assert len(counts) == 8
         assert len(set(counts)) == 1
         assert 50 < counts[0] < 2000
         client.close()
 
 
-def test_the_clock_of_an_emulator_is_never_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [True, False])
+def test_the_clock_of_an_emulator_is_never_read(tmp_path: Path, count: bool) -> None:
     content = engine(tmp_path / "e.so", arch="aarch64")
-    with server(tmp_path / "uploads", arch="aarch64", count=False) as (port, _):
+    with server(tmp_path / "uploads", arch="aarch64", count=count) as (port, _):
         client = Client(port)
         client.load(content)
-        for ask in (
-            lambda: client.ask("time", "model.so", "model.so", 20.0, 1.0, 2, "seed", -1, "normal"),
-            lambda: client.ask("steps", "model.so", -1),
-        ):
-            assert "edgeprune:lost: this board is emulated without a counter" in client.refused(ask)
+        asked = [lambda: client.ask("time", "model.so", "model.so", 20.0, 1.0, 2, "seed", -1, "normal")]
+        if not count:
+            asked.append(lambda: client.ask("steps", "model.so", -1))
+        for ask in asked:
+            assert "edgeprune:lost: this board is emulated" in client.refused(ask)
         client.close()
+
+
+def test_a_board_with_a_clock_counts_nothing(client: Client, tmp_path: Path) -> None:
+    client.load(engine(tmp_path / "e.so"))
+    assert "edgeprune:lost: this board counts no instructions" in client.refused(
+        lambda: client.ask("count", "model.so")
+    )
 
 
 def test_a_frozen_server_answers_again_when_it_is_let_go(tmp_path: Path) -> None:
@@ -459,7 +467,7 @@ def test_a_frozen_server_answers_again_when_it_is_let_go(tmp_path: Path) -> None
         client = Client(port)
         os.kill(process.pid, signal.SIGSTOP)
         time.sleep(0.3)
-        assert json.loads(client.ask("facts"))["protocol"] == 1  # its session runs on
+        assert json.loads(client.ask("facts"))["protocol"] == 2  # its session runs on
         os.kill(process.pid, signal.SIGCONT)
         client.close()
         patient(port).close()
