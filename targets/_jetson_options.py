@@ -54,7 +54,7 @@ def _text(value: Any) -> bool:
 
 
 _A_PATH = "a path on the board from /, of letters, digits and ._+-"
-_OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "builder_level": (3, _whole(0, 5), "a whole number from 0 to 5"),
     "builder_level_search": (3, _whole(0, 5), "a whole number from 0 to 5"),
     "run_s": (2, _whole(1, 600), "whole seconds from 1 to 600"),
@@ -85,11 +85,11 @@ def options_of(profile: Profile) -> dict[str, Any]:
         ProfileError: if one is unknown or out of range, or the precision is none.
     """
     for name, value in profile.options.items():
-        if name not in _OPTIONS:
+        if name not in OPTIONS:
             raise ProfileError(
-                f"profile {profile.name!r}: unknown option {name!r}", next_step=f"one of {', '.join(_OPTIONS)}"
+                f"profile {profile.name!r}: unknown option {name!r}", next_step=f"one of {', '.join(OPTIONS)}"
             )
-        _, valid, wanted = _OPTIONS[name]
+        _, valid, wanted = OPTIONS[name]
         if not valid(value):
             raise ProfileError(f"profile {profile.name!r}: option {name} is {value!r}", why=f"{wanted} is wanted")
     if profile.precision not in _trtexec.PRECISIONS:
@@ -97,4 +97,4 @@ def options_of(profile: Profile) -> dict[str, Any]:
             f"profile {profile.name!r}: precision is {profile.precision!r}",
             why=f"one of {', '.join(_trtexec.PRECISIONS)} is wanted",
         )
-    return {name: default for name, (default, _, _) in _OPTIONS.items()} | dict(profile.options)
+    return {name: default for name, (default, _, _) in OPTIONS.items()} | dict(profile.options)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from edgeprune.artifact import Artifact
 from edgeprune.errors import CompileError, DeviceBusy, DeviceLost, EdgepruneError, ProfileError, StorageFull, Unstable
 from edgeprune.profile import Profile, load_profile
 from edgeprune.target import Finding, examine_target, open_target
-from edgeprune.targets import _jetson_store
+from edgeprune.targets import _jetson_options, _jetson_store
 from edgeprune.targets._typed_onnx import typed
 
 pytestmark = pytest.mark.skipif(sshd_path() is None, reason=f"no OpenSSH server here; {INSTALL}")
@@ -568,6 +569,12 @@ def test_the_shipped_profiles_lack_nothing_but_an_address(name: str) -> None:
     assert (profile.adapter, profile.precision, profile.arch) == ("tensorrt_ssh", "fp16", "aarch64")
     with pytest.raises(DeviceLost, match=r"127\.0\.0\.1 cannot be reached"), open_target(profile):
         pass
+
+
+def test_every_option_stands_on_the_page_of_the_jetson() -> None:
+    page = (Path(__file__).parents[2] / "docs/devices-jetson.md").read_text()
+    rows = {name for line in page.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)`", line)}
+    assert set(_jetson_options.OPTIONS) <= rows
 
 
 # -- doctor ---------------------------------------------------------------------------------------------------------
