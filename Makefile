@@ -3,7 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# edgeprune alone, and with what its tests, linters and every target of theirs need.
 INSTALLED := $(VENV)/.installed
+EQUIPPED := $(VENV)/.equipped
+EXTRAS := dev,gpu,trt-check,tvm
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Threads that spin while they wait starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -17,9 +21,12 @@ deploy: $(INSTALLED)
 
 test: lint
 	sh tests/install-chromium
+	sh tests/install-openssh
+	sh tests/install-compiler
+	sh deploy/emulated/setup --python $(BIN)/python
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(EQUIPPED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,7 +38,11 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
+	touch $@
+
+$(EQUIPPED): $(INSTALLED)
+	$(PIP) -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:

@@ -95,7 +95,7 @@ def row(seen: Measurement) -> dict[str, Any]:
         "ratio": seen.ratio().to_json(),
         "session_logs": [round(each.log_ratio(), 6) for each in seen.sessions],
         "clocks": [each.clock for each in seen.sessions],
-        "reference_ms": round(seen.reference_ms().p50, 4),
+        "reference_latency": round(seen.reference_latency().p50, 4),
         "seconds": round(seen.seconds, 3),
         "load_1m": seen.conditions["after"]["load_1m"],
         "priority": seen.conditions["priority"],

@@ -23,9 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from edgeprune.deploy import Prepared, Request, look, pose, prepare, start_bench
 from edgeprune.intake.config import load_config
 from edgeprune.progress import Lines
+from edgeprune.stages.baseline import start_bench
+from edgeprune.stages.look import look, pose
+from edgeprune.stages.prepare import Prepared, Request, prepare
 from edgeprune.target import Target, open_target
 
 SHARE_BAR, MEMORY_BAR_GIB, GROWTH_BAR_MIB = 0.15, 2.0, 16.0

@@ -45,9 +45,10 @@ def main() -> None:
 
 def run_cell(strategy: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
     """Return the outcome of one deploy and every trial it made."""
-    from edgeprune.deploy import Request, deploy
+    from edgeprune.deploy import deploy
     from edgeprune.intake.config import load_config
     from edgeprune.progress import Lines
+    from edgeprune.stages.prepare import Request
 
     overrides = {
         "search.strategy": strategy,

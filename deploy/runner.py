@@ -327,7 +327,7 @@ def _manifest() -> dict[str, Any]:
         raise RunnerError(DAMAGED, "manifest.json cannot be read", "copy the bundle again") from None
     if not (whole and same):
         raise RunnerError(DAMAGED, "manifest.json was changed: its own digest does not hold", "copy the bundle again")
-    if value.get("format") != "edgeprune-bundle" or value.get("schema_version") != 1:
+    if value.get("format") != "edgeprune-bundle" or value.get("schema_version") != 2:
         raise RunnerError(DAMAGED, "manifest.json is not of a bundle this runner knows")
     return value
 

@@ -7,14 +7,10 @@ It ends when its input ends, when its parent dies, and when a request overruns i
 the standard library are loaded, so that nothing else runs threads or touches the caches of the pinned CPU.
 """
 
-import ctypes
-import gc
-import hashlib
 import json
 import os
 import random
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -22,15 +18,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from edgeprune.statistics import band
 
-from . import _frames  # noqa: TID251 a private part of this adapter
+from ._blocks import Row, alternate, block_of, columns, model_bytes, noise_like, quiet, warm_up  # noqa: TID251
+from ._serve import Answer, Arrays, RefusedError, serve  # noqa: TID251 private parts of the adapters
 
 FIFO_PRIORITY = 20
 """Above every ordinary process, below the kernel's own threads and audio."""
@@ -40,24 +36,6 @@ FIFO_STRETCH_S = 1.0
 
 BREATH_S = 0.01
 """How long others are let in."""
-
-WARM_CALLS, WARM_S, WARM_LIMIT_S = 3, 0.015, 0.1
-"""Least calls, least seconds and most seconds of a warm-up; a first call costs up to twice the later ones."""
-
-WARM_WINDOW_S, WARM_AGREE = 0.005, 0.03
-"""A warm-up is over when the fastest calls of two successive windows of this length differ by less than this share."""
-
-WARM_WINDOW_CALLS = 8
-"""Most calls of such a window."""
-
-FEWEST_ROUNDS = 2
-"""Rounds of blocks in a session, whatever its length; with one alone nothing would alternate."""
-
-KEPT_CALLS = (4, 14)
-"""Fewest and most calls kept of one block."""
-
-LONG_CALL_S = 0.01
-"""Refilling the caches after a switch costs about 0.15 ms: from this length on, one dropped call is enough."""
 
 PROFILE_S, PROFILE_CALLS = 0.3, (4, 50)
 """Time for a profiling run, and the fewest and most calls in it."""
@@ -79,19 +57,6 @@ _SHORTAGES = ("failed to allocate", "bad_alloc", "out of memory", "cannot alloca
 
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
 _DROP_SUFFIX = "_kernel_time"
-_PR_SET_PDEATHSIG = 1
-
-
-Row = tuple[int, int, int]
-"""Wall ns, CPU ns of the calling thread, involuntary context switches: of one call."""
-
-
-class RefusedError(Exception):
-    """A request that cannot be served, for a reason its sender should know."""
-
-    def __init__(self, why: str, kind: str = "compile") -> None:
-        super().__init__(why)
-        self.kind = kind
 
 
 def lacking(error: Exception) -> bool:
@@ -105,7 +70,7 @@ class Engine:
 
     def __init__(self, model: Mapping[str, Any], threads: int, profile_prefix: str | None = None) -> None:
         self.session = _session(model, threads, profile_prefix)
-        self.inputs = {each["name"]: _noise(each) for each in model["inputs"]}
+        self.inputs = {each["name"]: noise_like(each) for each in model["inputs"]}
         _check_inputs(self.session, self.inputs)
         self._binding = self.session.io_binding()
         self._bind()
@@ -138,26 +103,7 @@ def _session(model: Mapping[str, Any], threads: int, profile_prefix: str | None)
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if profile_prefix is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile_prefix
-    return onnxruntime.InferenceSession(_bytes(model), options, providers=["CPUExecutionProvider"])
-
-
-def _bytes(model: Mapping[str, Any]) -> bytes:
-    try:
-        content = Path(model["path"]).read_bytes()
-    except OSError as error:
-        raise RefusedError(f"{model['path']}: {error.strerror}", "corrupt") from error
-    if hashlib.sha256(content).hexdigest() != model["sha256"]:
-        raise RefusedError(f"{model['path']} changed on disk: its SHA-256 is not the recorded one", "corrupt")
-    return content
-
-
-def _noise(spec: Mapping[str, Any]) -> NDArray[Any]:
-    """Return seeded standard-normal input; zeros where the type is not a float, because an index must stay in range."""
-    dtype = np.dtype(spec["dtype"])
-    if dtype.kind != "f":
-        return np.zeros(spec["shape"], dtype)
-    noise: NDArray[Any] = np.random.default_rng(0).standard_normal(spec["shape"]).astype(dtype)
-    return noise
+    return onnxruntime.InferenceSession(model_bytes(model), options, providers=["CPUExecutionProvider"])
 
 
 def _check_inputs(session: Any, given: Mapping[str, NDArray[Any]]) -> None:
@@ -265,17 +211,19 @@ class Worker:
         self.priority = Priority(settings["priority"], alone)
         self._verbs = {"load": self.load, "time": self.time, "layers": self.layers}
 
-    def answer(self, request: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> list[bytes]:
-        """Return the reply frame to one request."""
+    def answer(self, request: Mapping[str, Any], arrays: Arrays) -> tuple[Mapping[str, Any], Arrays]:
+        """Return the reply to one request.
+
+        Raises:
+            RefusedError: if the runtime refuses it, or the machine ran short.
+        """
         try:
             if request["do"] == "run":
-                return _frames.encode({"ok": {}}, self.run(request, arrays))
-            return _frames.encode({"ok": self._verbs[request["do"]](request)})
-        except RefusedError as error:
-            return _frames.encode({"refused": str(error), "kind": error.kind})
+                return {}, self.run(request, arrays)
+            return self._verbs[request["do"]](request), {}
         except _REFUSALS as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            return _frames.encode({"refused": why, "kind": "machine" if lacking(error) else "compile"})
+            raise RefusedError(why, "machine" if lacking(error) else "compile") from error
 
     def load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model, run it once, and return the names of its outputs."""
@@ -291,17 +239,17 @@ class Worker:
     def time(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the timed calls of one fresh session of candidate and reference, taken in alternating blocks."""
         engines = [Engine(request[which], self.threads) for which in ("candidate", "reference")]
-        with _quiet():
+        with quiet():
             warm = [self._warmed(each) for each in engines]
-            blocks = [_block(call_s, request) for call_s, *_ in warm]
+            blocks = [block_of(call_s, request) for call_s, *_ in warm]
             longest_s = max((dropped + kept) * each[0] for (dropped, kept), each in zip(blocks, warm, strict=True))
             with self.priority.held(longest_s) as held:
                 order = random.Random(request["seed"])  # noqa: S311 the order of blocks is no secret
                 session_s = request["session_ms"] / 1000
                 calls = alternate(engines, blocks, session_s, order, self._sample, between=self.priority.breathe)
         return {
-            "candidate": _columns(calls[0]),
-            "reference": _columns(calls[1]),
+            "candidate": columns(calls[0]),
+            "reference": columns(calls[1]),
             "priority": held,
             "warm_up": [{"calls": count, "settled": settled} for _, count, settled in warm],
         }
@@ -317,7 +265,7 @@ class Worker:
         """Return the node names that the runtime reports → nanoseconds of one call."""
         with tempfile.TemporaryDirectory() as folder:
             engine = Engine(request["model"], self.threads, f"{folder}/profile")
-            with _quiet():
+            with quiet():
                 call_s, *_ = self._warmed(engine)
                 count = round(min(max(PROFILE_S / call_s, PROFILE_CALLS[0]), PROFILE_CALLS[1]))
                 with self.priority.held(call_s):
@@ -340,69 +288,6 @@ def _timed(call: Callable[[], None], who: int, count: int) -> list[Row]:
     return rows
 
 
-def warm_up(
-    call: Callable[[], None], between: Callable[[], None], clock: Callable[[], float] = time.perf_counter
-) -> tuple[float, int, bool]:
-    """Call until successive windows agree or the limit is reached; return (seconds of one call, calls, agreed)."""
-    start, took = clock(), list[float]()
-    while True:
-        between()
-        before = clock()
-        call()
-        now = clock()
-        took.append(now - before)
-        window = max(1, min(WARM_WINDOW_CALLS, round(WARM_WINDOW_S / took[-1])))
-        recent, earlier = took[-window:], took[-2 * window : -window]
-        agreed = len(took) >= 2 * window and abs(min(recent) / min(earlier) - 1) <= WARM_AGREE
-        enough = len(took) >= WARM_CALLS and now - start >= WARM_S
-        if enough and (agreed or now - start >= max(WARM_LIMIT_S, 2 * WARM_CALLS * min(took))):
-            return min(recent), len(took), agreed
-
-
-def alternate(
-    engines: Sequence[Callable[[], None]],
-    blocks: Sequence[tuple[int, int]],
-    session_s: float,
-    order: random.Random,
-    sample: Callable[[Callable[[], None], int], list[Row]],
-    *,
-    between: Callable[[], None],
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[list[Row], ...]:
-    """Return the kept rows of each engine, sampled in blocks whose order is drawn anew in every round.
-
-    Args:
-        engines: what to call.
-        blocks: calls to drop and to keep of one block of each.
-        session_s: seconds after which no further round begins; there are at least two.
-        order: draws which engine goes first.
-        sample: times that many calls of an engine.
-        between: called before every block.
-        clock: seconds.
-    """
-    rows: tuple[list[Row], ...] = tuple([] for _ in engines)
-    end, rounds = clock() + session_s, 0
-    while rounds < FEWEST_ROUNDS or clock() < end:
-        for which in order.sample(range(len(engines)), len(engines)):
-            between()
-            dropped, kept = blocks[which]
-            rows[which].extend(sample(engines[which], dropped + kept)[dropped:])
-        rounds += 1
-    return rows
-
-
-def _block(call_s: float, request: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the calls to drop and to keep of one block of an engine that takes `call_s` seconds."""
-    fewest, most = KEPT_CALLS
-    kept = min(max(round(request["block_ms"] / 1000 / call_s), fewest), most)
-    dropped = request["dropped_calls"]
-    return (min(dropped, 1) if call_s >= LONG_CALL_S else dropped), kept
-
-
-def _columns(calls: Sequence[Row]) -> dict[str, list[int]]:
-    return {name: [row[place] for row in calls] for place, name in enumerate(("wall_ns", "cpu_ns", "preempted"))}
-
-
 def _node_times(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, float]:
     """Return node name → typical nanoseconds in the last `count` calls; events of the session itself are left out."""
     micros: dict[str, list[float]] = {}
@@ -412,64 +297,15 @@ def _node_times(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, fl
     return {name: band(each[-count:]) * 1000 for name, each in micros.items()}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No garbage collection meanwhile."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; 0: do not."""
-    if not parent:
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        raise SystemExit(0)
-
-
-def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Return the protocol's pipes, out of reach of anything that prints."""
-    requests, replies = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    os.close(nothing)
-    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
-
-
-def _exactly(stream: BinaryIO) -> Callable[[int], bytes]:
-    def read(count: int) -> bytes:
-        content = stream.read(count)
-        if len(content) != count:
-            raise EOFError
-        return content
-
-    return read
-
-
 def main(settings: Mapping[str, Any]) -> None:
     """Serve until the input ends."""
-    _die_with(settings["parent"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted user wants the current measurement finished
-    requests, replies = _own_pipes()
+    serve(settings["parent"], lambda: _start(settings))
+
+
+def _start(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], Answer]:
     worker = Worker(settings)
-    gc.collect()
-    gc.freeze()
     hello = {"onnxruntime": onnxruntime.__version__, "priority": worker.priority.name(), "pid": os.getpid()}
-    reply = _frames.encode({"ok": hello})
-    with suppress(EOFError, BrokenPipeError):
-        while True:
-            replies.write(b"".join(reply))
-            replies.flush()
-            request, arrays = _frames.decode(_exactly(requests))
-            signal.setitimer(signal.ITIMER_REAL, request["limit_s"])  # the default action ends a call that hangs
-            reply = worker.answer(request, arrays)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+    return hello, worker.answer
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from edgeprune.artifact import Artifact
 from edgeprune.errors import CompileError, DeviceLost, ProfileError
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
+from edgeprune.metric import FORMULA
 from edgeprune.profile import Profile
 from edgeprune.target import Finding, Target
 
@@ -49,8 +50,6 @@ WEIGHT_KEPT = 1024
 """Constants of more elements hold no shapes; only their own shape matters here."""
 
 Shape = tuple[int, ...]
-
-_METRIC = "formula_ns"
 
 
 @contextmanager
@@ -124,9 +123,9 @@ class Formula:
             conditions={"formula": dict(self._profile.options)},
             taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=monotonic() - started,
-            metric=_METRIC,
+            metric=FORMULA,
             emulated=True,
-            layers_ns=dict(layers) if sampling.layers else {},
+            layers=dict(layers) if sampling.layers else {},
         )
 
     def run(self, engine: Artifact, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
@@ -173,7 +172,7 @@ class Formula:
 
 def _samples(nanoseconds: float, draw: Callable[[], float]) -> Calls:
     drawn = tuple(max(1, round(nanoseconds * draw())) for _ in range(SAMPLES))
-    return Calls(wall_ns=drawn, cpu_ns=drawn, preempted=(0,) * SAMPLES)
+    return Calls(elapsed=drawn, on_cpu=drawn, preempted=(0,) * SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,48 +15,32 @@ calls that were preempted are set aside. Sessions go on until the decision is cl
 """
 
 import importlib.util
-import json
-import math
 import os
-import select
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
-from statistics import median
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
-from edgeprune.errors import CompileError, CorruptArtifact, DeviceLost, ProfileError, Unstable
+from edgeprune.errors import ProfileError
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.profile import Profile
 from edgeprune.target import Finding, Target
 
-from . import _conditions, _frames, _graph_names  # noqa: TID251 private parts of this adapter
+from . import _conditions, _graph_names  # noqa: TID251 private parts of this adapter
+from ._worker import WatchedWorker  # noqa: TID251
+from ._yardstick import SLOW_LIMIT, Yardstick  # noqa: TID251
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TIME_LIMIT_S = 60.0
-SLOW_NOTED, SLOW_LIMIT = 1.1, 1.3
-CALIBRATION_RUNS = 5
-"""Measurements whose sentinel times are the yardstick for the rest of the connection."""
-
-START_LIMIT_S = 60.0
-ALARM_AFTER_S = 5.0
-"""The worker's own alarm rings this much later than the parent's, for the case that the parent is gone."""
-
-STDERR_KEPT = 2000
-"""Bytes of the end of the worker's standard error that its last line is looked for in."""
-
 TIMER_NEEDED_NS = 1000
 MEMORY_NEEDED_MIB = 512
 
@@ -86,8 +70,14 @@ class OnnxRuntimeCpu:
         self._profile = profile
         self._options = _options(profile)
         self._cpus = _pinned(self._options)
-        self._worker: _Worker | None = None
-        self._hello: Mapping[str, Any] = {}
+        threads = str(self._options["threads"])
+        self._worker = WatchedWorker(
+            "ONNX Runtime",
+            "_onnxruntime_worker",
+            {"threads": self._options["threads"], "cpus": list(self._cpus), "priority": self._options["priority"]},
+            limit_s=float(self._options["time_limit_s"]),
+            environment={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
         self._yardstick = Yardstick(float(self._options["slow_limit"]))
 
     @property
@@ -98,7 +88,7 @@ class OnnxRuntimeCpu:
     @property
     def worker_pid(self) -> int | None:
         """Return the process id of the worker, None while there is none."""
-        return self._worker.process.pid if self._worker else None
+        return self._worker.pid
 
     def start(self) -> None:
         """Start the worker if there is none.
@@ -106,24 +96,20 @@ class OnnxRuntimeCpu:
         Raises:
             DeviceLost: if it does not answer.
         """
-        if self._worker is None:
-            self._worker = _Worker(self._settings())
-            self._hello, _ = self._reply(START_LIMIT_S, "starting")
+        self._worker.start()
 
     def close(self) -> None:
         """End the worker."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        self._worker.close()
 
     def compile(self, graph: Artifact) -> Artifact:
         """Return the graph itself, once the runtime has loaded it and run it."""
-        self._ask({"do": "load", "model": _model(graph)}, f"loading {graph.path.name}")
+        self._worker.ask({"do": "load", "model": _model(graph)}, f"loading {graph.path.name}")
         return graph
 
     def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
         """Return the outputs of one call, by name."""
-        _, outputs = self._ask({"do": "run", "model": _model(engine)}, f"running {engine.path.name}", inputs)
+        _, outputs = self._worker.ask({"do": "run", "model": _model(engine)}, f"running {engine.path.name}", inputs)
         return outputs
 
     def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
@@ -151,9 +137,9 @@ class OnnxRuntimeCpu:
             conditions=self._facts(before, after, replies),
             taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.monotonic() - started,
-            layers_ns=layers,
+            layers=layers,
         )
-        slow = self._yardstick.compare(seen.reference_sha256, seen.reference_ms().p50)
+        slow = self._yardstick.compare(seen.reference_sha256, seen.reference_latency().p50)
         flags = [*_conditions.changes(before, after), *slow, *seen.unsteady()]
         notes = _notes(seen, before, after)
         return replace(seen, flags=tuple(flags), conditions={**seen.conditions, "notes": notes})
@@ -168,11 +154,11 @@ class OnnxRuntimeCpu:
             "dropped_calls": sampling.dropped_calls,
             "seed": f"{sampling.seed} {number}",
         }
-        reply, _ = self._ask(request, f"timing {engine.path.name}", extra_s=sampling.session_ms / 1000)
+        reply, _ = self._worker.ask(request, f"timing {engine.path.name}", extra_s=sampling.session_ms / 1000)
         return reply
 
     def _layers(self, engine: Artifact) -> dict[str, float]:
-        reply, _ = self._ask({"do": "layers", "model": _model(engine)}, f"profiling {engine.path.name}")
+        reply, _ = self._worker.ask({"do": "layers", "model": _model(engine)}, f"profiling {engine.path.name}")
         return _graph_names.by_graph_node(engine.path, reply)
 
     def _facts(
@@ -181,193 +167,13 @@ class OnnxRuntimeCpu:
         return {
             "before": dict(before),
             "after": dict(after),
-            "onnxruntime": self._hello["onnxruntime"],
+            "onnxruntime": self._worker.hello["onnxruntime"],
             "cpu_model": _conditions.cpu_model(),
             "cpus": list(self._cpus),
             "threads": self._options["threads"],
             "priority": replies[-1]["priority"],
             "warm_up": [each["warm_up"] for each in replies],
         }
-
-    def _ask(
-        self,
-        request: Mapping[str, Any],
-        doing: str,
-        arrays: "Mapping[str, NDArray[Any]] | None" = None,
-        extra_s: float = 0.0,
-    ) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
-        self.start()
-        limit_s = float(self._options["time_limit_s"]) + extra_s
-        frame = _frames.encode({**request, "limit_s": limit_s + ALARM_AFTER_S}, arrays)
-        return self._reply(limit_s, doing, frame)
-
-    def _reply(
-        self, limit_s: float, doing: str, frame: Sequence[bytes] = ()
-    ) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
-        assert self._worker is not None
-        try:
-            message, arrays = self._worker.exchange(frame, time.monotonic() + limit_s)
-        except (EOFError, OSError, TimeoutError, _frames.FrameError) as error:
-            why = self._worker.end(error)
-            self._worker = None
-            raise DeviceLost(
-                f"the ONNX Runtime worker was lost while {doing}",
-                why=why,
-                next_step="run the command again; a new worker starts by itself",
-            ) from error
-        except BaseException:  # an interrupted exchange leaves half a frame behind
-            self.close()
-            raise
-        if message.get("kind") == "machine":
-            self.close()  # what it holds is given back; the next call starts another
-            raise DeviceLost(
-                f"the machine ran short while {doing}",
-                why=str(message["refused"]),
-                next_step="end what else uses its memory, then run the command again",
-            )
-        if "refused" in message:
-            kind = CorruptArtifact if message.get("kind") == "corrupt" else CompileError
-            raise kind(f"ONNX Runtime refused: {doing}", why=str(message["refused"]))
-        return message["ok"], arrays
-
-    def _settings(self) -> dict[str, Any]:
-        return {"threads": self._options["threads"], "cpus": list(self._cpus), "priority": self._options["priority"]}
-
-
-class Yardstick:
-    """How fast each sentinel was in the first measurements of a connection; it shows throttling without a sensor.
-
-    Args:
-        limit: a sentinel that takes more than this many times as long spoils the measurement.
-    """
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._known: dict[str, list[float]] = {}
-
-    def compare(self, sentinel: str, took_ms: float) -> list[str]:
-        """Return a flag if the sentinel is notably slower than before.
-
-        Raises:
-            Unstable: if it is slower than the limit.
-        """
-        known = self._known.setdefault(sentinel, [])
-        slower = took_ms / median(known) if known else 1.0
-        if slower > self._limit:
-            raise Unstable(
-                f"the sentinel took {slower:.2f} times as long as before",
-                why="the machine is throttled or shared with something heavy",
-                next_step="let it cool down or end what else it does, then run the command again",
-            )
-        if len(known) < CALIBRATION_RUNS:
-            known.append(took_ms)
-        return [f"machine slow: the sentinel took {slower:.2f} times as long as before"] if slower > SLOW_NOTED else []
-
-
-class _Worker:
-    """The worker process and its two pipes; never waits longer than it is told to."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
-        threads = str(settings["threads"])
-        alive = os.getpid() if _in_main_thread() else 0  # the kernel would kill it with the thread that starts it
-        command = [sys.executable, "-P", "-m", "edgeprune.targets._onnxruntime_worker"]
-        self.process = subprocess.Popen(
-            [*command, json.dumps({**settings, "parent": alive})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            bufsize=0,
-            cwd="/",
-            env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._requests, self._replies = self.process.stdin, self.process.stdout
-        os.set_blocking(self._requests.fileno(), False)
-        os.set_blocking(self._replies.fileno(), False)
-
-    def exchange(self, frame: Sequence[bytes], deadline: float) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
-        """Send one request frame and return the reply; an empty frame only waits for one.
-
-        Raises:
-            TimeoutError: if there is none by `deadline`, on the monotonic clock.
-            EOFError, OSError: if the worker is gone.
-            FrameError: if what came back is not a frame.
-        """
-        for chunk in frame:
-            self._write(memoryview(chunk), deadline)
-        return _frames.decode(lambda count: self._read(count, deadline))
-
-    def _write(self, chunk: memoryview, deadline: float) -> None:
-        while chunk:
-            _wait(self._requests, select.POLLOUT, deadline)
-            with suppress(BlockingIOError):
-                chunk = chunk[os.write(self._requests.fileno(), chunk) :]
-
-    def _read(self, count: int, deadline: float) -> bytes:
-        content = bytearray()
-        while len(content) < count:
-            _wait(self._replies, select.POLLIN, deadline)
-            with suppress(BlockingIOError):
-                part = os.read(self._replies.fileno(), min(count - len(content), 1 << 20))
-                if not part:
-                    raise EOFError("the worker closed its pipe")
-                content += part
-        return bytes(content)
-
-    def end(self, error: BaseException) -> str:
-        """End a worker that failed with `error`, and return why it did, as far as that is known."""
-        if isinstance(error, TimeoutError):
-            self.close()
-            return "it did not answer in time and was killed"
-        if isinstance(error, _frames.FrameError):
-            self.close()
-            return f"its reply is not a frame: {error}"
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
-        why = _exit_of(self.process.returncode)
-        said = self._last_words()
-        self.close()
-        return f"{why}; it said: {said}" if said else why
-
-    def _last_words(self) -> str:
-        self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, self._errors.tell() - STDERR_KEPT))
-        lines = self._errors.read().decode(errors="replace").splitlines()
-        return next(("".join(filter(str.isprintable, line)) for line in reversed(lines) if line.strip()), "")
-
-    def close(self) -> None:
-        """Kill the worker, if it still runs, and free the pipes."""
-        with suppress(ProcessLookupError, PermissionError):
-            self.process.kill()
-        self.process.wait()
-        for each in (self._requests, self._replies, self._errors):
-            with suppress(OSError):
-                each.close()
-
-
-def _wait(pipe: IO[bytes], event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(pipe, event)
-    left_ms = math.ceil((deadline - time.monotonic()) * 1000)
-    if left_ms <= 0 or not poll.poll(left_ms):
-        raise TimeoutError("the worker did not answer in time")
-
-
-def _exit_of(code: int | None) -> str:
-    if code is None:
-        return "it closed its pipe but still runs"
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    hint = " (perhaps the machine ran out of memory)" if name == "SIGKILL" else ""
-    return f"it was ended by {name}{hint}"
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _model(artifact: Artifact) -> dict[str, Any]:

@@ -94,8 +94,8 @@ class Toy:
 
 def measured(ratio: float) -> Measurement:
     """Return a measurement of this ratio with one call a session."""
-    candidate = Calls(wall_ns=(round(ratio * 1e9),), cpu_ns=(round(ratio * 1e9),), preempted=(0,))
-    reference = Calls(wall_ns=(10**9,), cpu_ns=(10**9,), preempted=(0,))
+    candidate = Calls(elapsed=(round(ratio * 1e9),), on_cpu=(round(ratio * 1e9),), preempted=(0,))
+    reference = Calls(elapsed=(10**9,), on_cpu=(10**9,), preempted=(0,))
     return Measurement(
         profile_digest="toy",
         artifact_sha256="toy",

@@ -71,7 +71,7 @@ def measurement(*, ratio: float = 0.4, reference_ns: int = 2_000_000, sessions: 
 
 
 def _calls(nanoseconds: int) -> Calls:
-    return Calls(wall_ns=(nanoseconds,) * 30, cpu_ns=(nanoseconds,) * 30, preempted=(0,) * 30)
+    return Calls(elapsed=(nanoseconds,) * 30, on_cpu=(nanoseconds,) * 30, preempted=(0,) * 30)
 
 
 HALF = Budget(latency=Latency.parse("0.5x"))
@@ -84,7 +84,7 @@ def outcome(seen: Measurement, *, budget: Budget = HALF, size_bytes: int = SIZE)
         accuracy=0.91,
         test_images=100,
         validation=accuracy,
-        latency_ms=seen.reference_ms(),
+        latency=seen.reference_latency(),
         ratio=None,
         parameters=12,
         macs=12,
@@ -93,7 +93,7 @@ def outcome(seen: Measurement, *, budget: Budget = HALF, size_bytes: int = SIZE)
     after = replace(
         before,
         accuracy=0.9,
-        latency_ms=seen.latency_ms(),
+        latency=seen.latency(),
         ratio=seen.ratio(),
         parameters=6,
         macs=6,
@@ -108,7 +108,7 @@ def outcome(seen: Measurement, *, budget: Budget = HALF, size_bytes: int = SIZE)
         seed=0,
         baseline=before,
         result=after,
-        budget=verdict(budget, budget.limit_ratio(seen.reference_ms().high), after, before.accuracy),
+        budget=verdict(budget, budget.limit_ratio(seen.reference_latency().high), after, before.accuracy),
         measurements=40,
         trials=50,
         widths=(WidthChange(group="conv", before=16, after=8),),

@@ -246,3 +246,16 @@ def test_a_failed_write_leaves_the_earlier_archive_and_nothing_else(tmp_path: Pa
 def test_a_missing_archive_is_a_bundle_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         read_archive(tmp_path / "missing.tar", tmp_path)
+
+
+def test_only_what_lies_in_a_folder_bin_is_a_program(tmp_path: Path) -> None:
+    files = dict.fromkeys(("bin", "device/bin/run", "device/run", "device/robin/run"), tmp_path / "content")
+    (tmp_path / "content").write_bytes(b"#!/bin/true\n")
+    archive = write_archive(tmp_path / "a.tar", top="bin", files=files)
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    read_archive(archive, unpacked)
+    programs = {name for name in files if (unpacked / name).stat().st_mode & 0o111}
+    assert programs == {"device/bin/run"}
+    with tarfile.open(archive) as read:
+        assert {each.name for each in read if each.mode == 0o755} == {"bin/device/bin/run"}

@@ -145,6 +145,31 @@ def test_an_open_batch_counts_one_row_a_call(tmp_path: Path) -> None:
     assert whole.model.inputs[0].shape == (1, 3)
 
 
+def test_a_bundle_carries_what_runs_on_its_device(tmp_path: Path) -> None:
+    """Under ``device/``, hashed like everything else; what lies in ``bin/`` may be executed, in an archive as well."""
+    (tmp_path / "program").write_bytes(b"#!/bin/sh\nexit 7\n")
+    given = {"bin/run": tmp_path / "program", "engine.so": tmp_path / "program"}
+    folder = write_small_bundle(tmp_path, device=given)
+    archive = pack(folder, tmp_path / "small.tar")
+    for place in (folder, archive):
+        with open_bundle(place) as bundle:
+            assert subprocess.run([bundle.path / "device/bin/run"], check=False).returncode == 7
+            assert not os.access(bundle.path / "device/engine.so", os.X_OK)
+    assert "device/README.txt" in (folder / "README.txt").read_text()
+    runner = subprocess.run([sys.executable, folder / "runner.py", "--selftest"], check=False, capture_output=True)
+    assert runner.returncode == 0, runner.stderr
+    (folder / "device/engine.so").write_bytes(b"#!/bin/sh\nexit 8\n")
+    with pytest.raises(BundleError, match=r"engine\.so"):
+        check_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/../b", ".hidden", "-flag", ""])
+def test_a_device_file_that_would_leave_the_bundle_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "program").write_bytes(b"x")
+    with pytest.raises(BundleError):
+        write_small_bundle(tmp_path, device={name: tmp_path / "program"})
+
+
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -274,7 +299,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str) -> No
         lambda value: value.update(hello=1),
         lambda value: value["measurement"].update(hello=1),
         lambda value: value.pop("plan"),
-        lambda value: value.update(schema_version=2),
+        lambda value: value.update(schema_version=3),
         lambda value: value.update(name="../up"),
         lambda value: value.update(name="a\n"),
         lambda value: value["budget"].update(met="yes"),

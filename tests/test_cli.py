@@ -128,13 +128,26 @@ def tree(folder: Path) -> dict[str, str]:
 # -- what succeeds ---------------------------------------------------------------------------------------------------
 
 
+def test_several_targets_end_in_one_table_and_one_bundle_each(edgeprune: Command, tmp_path: Path) -> None:
+    config = tiny_project.write_project(tmp_path, *QUICK)
+    config.write_text(config.read_text() + '[targets.coarse]\nprofile = "formula"\noptions = {block = 16}\n')
+    said = edgeprune(tmp_path, "deploy", "-t", "toy", "-t", "coarse", "--json", "--quiet")
+    results = json.loads(said.out)["data"]["results"]
+    assert said.code == 0
+    assert [each["target"] for each in results] == ["toy", "coarse"]
+    assert all(Path(tmp_path / each["outcome"]["bundle"]).is_dir() for each in results)
+    text = edgeprune(tmp_path, "deploy", "-t", "toy", "-t", "coarse", "--quiet").out
+    assert re.search(r"toy .*→.* formula units .* 0\.5x met", text)
+    assert text.count("bundle: ") == 2
+
+
 def test_deploy_prints_one_json_object_with_every_promised_number(edgeprune: Command, project: Path) -> None:
     """At the top and under data, as scripts that read either expect."""
     said = deploy(edgeprune, project)
     envelope = said.envelope
     assert (said.code, envelope["status"], envelope["command"]) == (0, "ok", "deploy")
     for value in (envelope, envelope["data"]):
-        assert value["baseline"]["latency_ms"].keys() == {"p50", "low", "high"}
+        assert value["baseline"]["latency"].keys() == {"p50", "low", "high"}
         assert value["result"]["ratio"]["high"] <= 0.5
         assert value["budget"]["met"] is True
         assert value["measurements"] > 0
@@ -183,7 +196,7 @@ def test_measure_gives_the_ratio_and_the_fields_of_a_comparison(edgeprune: Comma
     assert said.code == 0
     assert row["ratio"]["low"] <= promised["p50"] <= row["ratio"]["high"]
     assert (row["reference"], row["model"]) == (str(models[0]), str(models[1]))
-    assert row.keys() >= {"latency_ms", "reference_ms", "distinguishable", "sessions", "flags", "notes", "conditions"}
+    assert row.keys() >= {"latency", "reference_latency", "distinguishable", "sessions", "flags", "notes", "conditions"}
     assert row["emulated"] is True
     text = edgeprune(project, "measure", *models, "-c", "edgeprune.toml", "--target", "toy", "--quiet").out
     assert "NOT MEASURED" in text

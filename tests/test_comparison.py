@@ -25,14 +25,14 @@ def test_every_model_is_compared_with_the_first(tmp_path: Path) -> None:
     """Widths of 16 and 32 cost 1x, 2x and 3x of an inner layer, plus the first layer's 16 channels each."""
     paths = [convnet(tmp_path / f"{name}.onnx", widths, 16).path for name, widths in (("a", (64, 64)), ("b", (64, 32)))]
     paths.append(paths[0])
-    worse, same = compare(paths, FORMULA)
+    worse, same = compare(paths, [FORMULA])
     assert (worse.path, worse.reference) == (paths[1], paths[0])
     layer = 256 * 9 * np.array([16 * 64, 64 * 64, 64 * 32]) / 16
     linear = np.array([64 * 16, 32 * 16]) / 16
     expected = (layer[0] + layer[2] + linear[1]) / (layer[0] + layer[1] + linear[0])
     assert worse.ratio.p50 == pytest.approx(expected, rel=1e-4)
-    assert worse.reference_ms.p50 == pytest.approx((layer[0] + layer[1] + linear[0]) / 1e6, rel=1e-4)
-    assert worse.latency_ms.p50 / worse.reference_ms.p50 == pytest.approx(worse.ratio.p50)
+    assert worse.reference_latency.p50 == pytest.approx((layer[0] + layer[1] + linear[0]) / 1e6, rel=1e-4)
+    assert worse.latency.p50 / worse.reference_latency.p50 == pytest.approx(worse.ratio.p50)
     assert same.ratio.p50 == pytest.approx(1)
     assert worse.distinguishable
     assert not same.distinguishable
@@ -40,7 +40,7 @@ def test_every_model_is_compared_with_the_first(tmp_path: Path) -> None:
 
 def test_a_single_model_is_compared_with_itself(tmp_path: Path) -> None:
     path = convnet(tmp_path / "a.onnx", (16, 16), 16).path
-    (only,) = compare([path], FORMULA)
+    (only,) = compare([path], [FORMULA])
     assert only.path == only.reference == path
     assert not only.distinguishable
     assert only.measurement.artifact_sha256 == only.measurement.reference_sha256
@@ -48,9 +48,9 @@ def test_a_single_model_is_compared_with_itself(tmp_path: Path) -> None:
 
 def test_this_machine_tells_four_times_the_work_apart(tmp_path: Path) -> None:
     paths = [convnet(tmp_path / f"{width}.onnx", (width, width)).path for width in (16, 64)]
-    (wide,) = compare(paths, load_profile("host"), seconds=0.5)
+    (wide,) = compare(paths, [load_profile("host")], seconds=0.5)
     assert wide.ratio.low > 1.5
-    assert wide.latency_ms.p50 > wide.reference_ms.p50
+    assert wide.latency.p50 > wide.reference_latency.p50
     facts = wide.to_json()
     assert facts["distinguishable"]
     assert facts["metric"] == "latency_ns"
@@ -59,14 +59,14 @@ def test_this_machine_tells_four_times_the_work_apart(tmp_path: Path) -> None:
 
 def test_more_seconds_are_more_sessions(tmp_path: Path) -> None:
     path = convnet(tmp_path / "a.onnx", (16, 16), 16).path
-    counts = [len(compare([path], FORMULA, seconds=each)[0].measurement.sessions) for each in (0.1, 2.0, 10.0)]
+    counts = [len(compare([path], [FORMULA], seconds=each)[0].measurement.sessions) for each in (0.1, 2.0, 10.0)]
     assert counts == [3, 6, 30]
 
 
 def test_progress_is_told_before_each_model_and_at_the_end(tmp_path: Path) -> None:
     paths = [convnet(tmp_path / f"{width}.onnx", (width, 16), 16).path for width in (16, 32, 64)]
     told: list[tuple[str, int, int]] = []
-    compare(paths, FORMULA, progress=lambda *each: told.append(each))
+    compare(paths, [FORMULA], progress=lambda *each: told.append(each))
     assert told == [("32.onnx", 0, 2), ("64.onnx", 1, 2), ("", 2, 2)]
 
 
@@ -108,7 +108,7 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_the_users_turn(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no model"):
-        compare([tmp_path / "none.onnx"], FORMULA)
+        compare([tmp_path / "none.onnx"], [FORMULA])
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\x01 not protobuf", None], ids=["empty", "noise", "truncated"])
@@ -116,11 +116,11 @@ def test_a_file_that_is_no_onnx_is_corrupt(tmp_path: Path, content: bytes | None
     whole = convnet(tmp_path / "net.onnx", (16, 16)).path.read_bytes()
     (tmp_path / "bad.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(CorruptArtifact) as caught:
-        compare([tmp_path / "bad.onnx"], FORMULA)
+        compare([tmp_path / "bad.onnx"], [FORMULA])
     assert "give the path of an ONNX file" in caught.value.next_step
 
 
 def test_an_unknown_adapter_is_a_profile_error(tmp_path: Path) -> None:
     path = convnet(tmp_path / "a.onnx", (16, 16), 16).path
     with pytest.raises(ProfileError, match="nowhere"):
-        compare([path], Profile(name="x", adapter="nowhere"))
+        compare([path], [Profile(name="x", adapter="nowhere")])

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import open_bundle
 from edgeprune.canonical import file_sha256
-from edgeprune.deploy import Request, _uncounted, deploy, run_name
+from edgeprune.deploy import deploy
 from edgeprune.errors import BudgetError, DataError, DeviceBusy, DeviceLost, LedgerError, NothingFits
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Incident, Ledger
@@ -33,6 +33,8 @@ from edgeprune.outcome import Outcome
 from edgeprune.progress import Silent
 from edgeprune.run_lock import RunLock
 from edgeprune.search.settle import settle
+from edgeprune.stages.deliver import uncounted
+from edgeprune.stages.prepare import Request, run_name
 from edgeprune.target import open_target
 from edgeprune.trial import Trial
 from edgeprune.verify import verify
@@ -156,7 +158,7 @@ def test_every_number_of_the_promised_json_is_there(finished: Done) -> None:
     for part in ("baseline", "result"):
         assert 0 < value[part]["accuracy_interval"]["low"] < value[part]["accuracy"] <= 1
         assert value[part]["test_images"] > 0
-        assert value[part]["latency_ms"].keys() >= {"p50", "low", "high"}
+        assert value[part]["latency"].keys() >= {"p50", "low", "high"}
     assert value["result"]["ratio"].keys() >= {"p50", "low", "high"}
     assert value["budget"].keys() >= {"requested", "met", "used"}
     assert value["measurements"] > 0
@@ -226,10 +228,10 @@ def test_a_budget_in_milliseconds_is_a_limit_in_milliseconds(tmp_path: Path) -> 
     config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"0.14ms"'))
     outcome = deploy(request(config, tmp_path / "dist"))
     assert outcome.budget.requested == "0.14ms"
-    assert outcome.budget.limit_ratio == pytest.approx(0.14 / outcome.baseline.latency_ms.high, rel=0.01)
+    assert outcome.budget.limit_ratio == pytest.approx(0.14 / outcome.baseline.latency.high, rel=0.01)
     assert outcome.budget.met
-    assert outcome.result.latency_ms.high <= 0.14
-    assert outcome.budget.used == pytest.approx(outcome.result.latency_ms.p50 / 0.14)
+    assert outcome.result.latency.high <= 0.14
+    assert outcome.budget.used == pytest.approx(outcome.result.latency.p50 / 0.14)
     config = tiny_project.write_project(tmp_path, *QUICK, ('"0.5x"', '"10us"'))
     with pytest.raises(NothingFits, match=r"0\.01ms is out of reach") as caught:
         deploy(request(config, tmp_path / "dist"))
@@ -268,9 +270,9 @@ def test_a_model_that_is_right_is_not_warned_of(finished: Done) -> None:
 
 def test_work_of_unknown_cost_is_said_to_be_missing_from_the_count(finished: Done) -> None:
     graph = onnx.load(finished.outcome.run_dir + "/baseline.onnx")
-    assert _uncounted(graph) == []
+    assert uncounted(graph) == []
     graph.graph.node.append(onnx.helper.make_node("Einsum", ["a", "b"], ["c"], "strange", equation="ij,jk->ik"))
-    assert _uncounted(graph) == ["the MACs are at least so many: Einsum (strange) could not be counted"]
+    assert uncounted(graph) == ["the MACs are at least so many: Einsum (strange) could not be counted"]
 
 
 def test_a_run_that_continues_says_so(finished: Done, config: Path, tmp_path: Path) -> None:
@@ -537,7 +539,7 @@ def test_on_this_machine_the_numbers_are_measured(tmp_path: Path) -> None:
     assert (outcome.emulated, outcome.metric) == (False, "latency_ns")
     assert outcome.conditions["onnxruntime"]
     assert 0 < outcome.result.ratio.low <= outcome.result.ratio.p50 <= outcome.result.ratio.high
-    assert 0 < outcome.result.latency_ms.p50 < outcome.baseline.latency_ms.p50
+    assert 0 < outcome.result.latency.p50 < outcome.baseline.latency.p50
     assert set(outcome.layer_shares) >= {"stem.0", "block1.conv1", "block2.conv2"}
     profile = load_config(config).profile("host")
     with open_target(profile) as target:

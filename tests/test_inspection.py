@@ -6,7 +6,7 @@ import pytest
 import tiny_project
 
 from edgeprune.inspection import describe_space, examine, list_targets
-from edgeprune.intake.config import load_config
+from edgeprune.intake.config import load_config, load_devices
 from edgeprune.profile import Profile, load_profile
 from edgeprune.progress import Silent
 
@@ -53,10 +53,10 @@ def test_choices_are_channels_on_the_profiles_multiple(described: dict) -> None:
 
 def test_the_doctor_looks_at_this_machine_and_at_the_target() -> None:
     """Python and PyTorch first; a healthy machine has no problem, every problem has a mend."""
-    findings = examine(load_profile("formula"))
+    findings = examine([load_profile("formula")])
     assert [each["subject"] for each in findings[:2]] == ["Python", "PyTorch"]
     assert not [each for each in findings if each["severity"] == "problem"]
-    sick = examine(Profile(name="sick", adapter="formula", options={"block": -1}))
+    sick = examine([Profile(name="sick", adapter="formula", options={"block": -1})])
     problems = [each for each in sick if each["severity"] == "problem"]
     assert problems
     assert all(each["mend"] for each in problems)
@@ -64,9 +64,23 @@ def test_the_doctor_looks_at_this_machine_and_at_the_target() -> None:
 
 def test_targets_are_the_shipped_profiles_and_the_configurations_own(tmp_path: Path) -> None:
     """With whether each is reachable now; one that cannot be is listed with the reason."""
-    assert {"formula", "host"} <= {each["name"] for each in list_targets(None)}
+    assert {"formula", "host"} <= {each["name"] for each in list_targets(load_devices(None))}
     text = '[targets.sick]\nprofile = "formula"\n[targets.sick.options]\nblock = -1\n[targets.toy]'
-    config = load_config(tiny_project.write_project(tmp_path, ("[targets.toy]", text)))
-    listed = {each["name"]: each["reachable"] for each in list_targets(config)}
+    config = tiny_project.write_project(tmp_path, ("[targets.toy]", text))
+    listed = {each["name"]: each["reachable"] for each in list_targets(load_devices(config))}
     assert listed["toy"] == "yes"
     assert listed["sick"].startswith("no: ")
+
+
+def test_every_board_of_a_target_is_examined_under_its_address() -> None:
+    boards = [Profile(name="shelf", adapter="formula", address=each) for each in ("ssh://a", "ssh://b")]
+    subjects = [each["subject"] for each in examine(boards)]
+    assert {each.partition(": ")[0] for each in subjects} >= {"ssh://a", "ssh://b"}
+
+
+def test_every_board_of_a_target_is_listed_though_no_model_is_named_yet(tmp_path: Path) -> None:
+    config = tmp_path / "edgeprune.toml"
+    config.write_text('[targets.shelf]\nprofile = "formula"\naddress = ["ssh://a", "ssh://b"]\n')
+    listed = [each for each in list_targets(load_devices(config)) if each["name"] == "shelf"]
+    assert [each["address"] for each in listed] == ["ssh://a", "ssh://b"]
+    assert all(each["reachable"] == "yes" for each in listed)

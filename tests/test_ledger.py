@@ -29,7 +29,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file
 
 def calls(rng: random.Random, typical_ns: float, count: int = 60) -> Calls:
     wall = tuple(int(typical_ns * (1 + abs(rng.gauss(0, 0.05)))) for _ in range(count))
-    return Calls(wall_ns=wall, cpu_ns=tuple(each - 7 for each in wall), preempted=tuple(each % 2 for each in wall))
+    return Calls(elapsed=wall, on_cpu=tuple(each - 7 for each in wall), preempted=tuple(each % 2 for each in wall))
 
 
 def measurement(seed: int = 0, *, flags: tuple[str, ...] = (), artifact: str = "a") -> Measurement:
@@ -43,7 +43,7 @@ def measurement(seed: int = 0, *, flags: tuple[str, ...] = (), artifact: str = "
         conditions={"load": [0.5, 0.25], "threads": 1, "governor": None},
         taken_at="2026-01-01T00:00:00+00:00",
         seconds=1.5,
-        layers_ns={"conv2": 3.5, "conv1": 1.25},
+        layers={"conv2": 3.5, "conv1": 1.25},
         flags=flags,
     )
 
@@ -110,7 +110,7 @@ _nanoseconds = st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 2**63))
 def _calls(draw: st.DrawFn) -> Calls:
     rows = draw(st.lists(st.tuples(_nanoseconds, _nanoseconds, st.integers(0, 99)), max_size=6))
     columns = tuple(zip(*rows, strict=True)) or ((), (), ())
-    return Calls(wall_ns=columns[0], cpu_ns=columns[1], preempted=columns[2])
+    return Calls(elapsed=columns[0], on_cpu=columns[1], preempted=columns[2])
 
 
 _session = st.builds(Session, candidate=_calls(), reference=_calls(), single_threaded=st.booleans())
@@ -125,7 +125,7 @@ _measurements = st.builds(
     seconds=_finite,
     metric=_texts,
     emulated=st.booleans(),
-    layers_ns=st.dictionaries(_texts, _finite, max_size=3),
+    layers=st.dictionaries(_texts, _finite, max_size=3),
     flags=st.lists(_texts, max_size=2).map(tuple),
 )
 _any_text = st.text(st.characters(), max_size=12)
@@ -171,7 +171,7 @@ def test_any_trial_comes_back_equal_with_its_mappings_in_order(tmp_path: Path, d
     assert back == given_trial
     assert list(back.score.terms) == list(given_trial.score.terms)
     if given_trial.measurement:
-        assert list(back.measurement.layers_ns) == list(given_trial.measurement.layers_ns)
+        assert list(back.measurement.layers) == list(given_trial.measurement.layers)
 
 
 @given(_calls())
@@ -185,7 +185,7 @@ def test_two_hundred_calls_take_a_kilobyte_or_two() -> None:
 
 def test_calls_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="inhomogeneous"):
-        packed(Calls(wall_ns=(1, 2), cpu_ns=(1,), preempted=(0, 0)))
+        packed(Calls(elapsed=(1, 2), on_cpu=(1,), preempted=(0, 0)))
 
 
 def test_appending_an_equal_trial_again_changes_nothing(path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeprune.artifact import Artifact
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
+from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 
 REFERENCE = Artifact(path=Path("reference.onnx"), kind="onnx", sha256="0" * 64, inputs=())
 MS = 1_000_000
@@ -18,8 +19,8 @@ MS = 1_000_000
 def calls(wall: list[float], cpu: list[float] | None = None, preempted: list[int] | None = None) -> Calls:
     """Return calls given in milliseconds."""
     return Calls(
-        wall_ns=tuple(round(each * MS) for each in wall),
-        cpu_ns=tuple(round(each * MS) for each in (cpu or wall)),
+        elapsed=tuple(round(each * MS) for each in wall),
+        on_cpu=tuple(round(each * MS) for each in (cpu or wall)),
         preempted=tuple(preempted or [0] * len(wall)),
     )
 
@@ -43,14 +44,14 @@ class Machine:
     def session(
         self,
         candidate_ms: float | Callable[[float], float],
-        reference_ms: float,
+        reference_latency: float,
         rounds: int = 12,
         *,
         single_threaded: bool = True,
     ) -> Session:
         rows: tuple[list, list] = ([], [])
         for place in range(rounds):
-            costs = candidate_ms(place / rounds) if callable(candidate_ms) else candidate_ms, reference_ms
+            costs = candidate_ms(place / rounds) if callable(candidate_ms) else candidate_ms, reference_latency
             for which in self.draw.sample((0, 1), 2):
                 rows[which].extend(self.call(costs[which]) for _ in range(5))
         candidate, reference = (calls(*(list(column) for column in zip(*each, strict=True))) for each in rows)
@@ -72,7 +73,7 @@ def test_the_ratio_of_a_machine_whose_speed_drifts_is_that_of_the_work() -> None
     """The machine loses a third of its speed in each second; absolute times rise, the ratio stays."""
     machine = Machine(1, drift=0.5)
     seen = measurement(*(machine.session(2.0, 1.0) for _ in range(6)))
-    first, last = (each.candidate.wall_ns[0] for each in (seen.sessions[0], seen.sessions[-1]))
+    first, last = (each.candidate.elapsed[0] for each in (seen.sessions[0], seen.sessions[-1]))
     assert last > 1.3 * first
     assert error(seen, 2.0) < 0.01
 
@@ -94,7 +95,7 @@ def test_with_too_few_clean_calls_one_thread_is_read_from_its_cpu_clock() -> Non
 def test_the_cpu_clock_of_one_thread_never_stands_for_several() -> None:
     session = Machine(4, spikes=0.9).session(2.0, 1.0, single_threaded=False)
     assert session.clock == "wall, preempted"
-    assert session.clocks() == (session.candidate.wall_ns, session.reference.wall_ns)
+    assert session.clocks() == (session.candidate.elapsed, session.reference.elapsed)
 
 
 def test_a_few_calls_that_are_all_clean_are_enough() -> None:
@@ -128,7 +129,7 @@ def test_a_tail_counts_the_calls_that_were_preempted() -> None:
     seen = measurement(session)
     assert session.log_ratio(0.5) == pytest.approx(math.log(0.5))
     assert session.log_ratio(0.95) == pytest.approx(math.log(4.5))
-    assert seen.latency_ms(quantile=0.95).p50 == pytest.approx(9.0)
+    assert seen.latency(quantile=0.95).p50 == pytest.approx(9.0)
 
 
 def test_a_a_intervals_of_a_rough_machine_hold_one() -> None:
@@ -177,14 +178,14 @@ def test_sessions_too_short_to_drift_are_not_judged() -> None:
 
 def test_milliseconds_are_milliseconds() -> None:
     seen = measurement(Session(candidate=calls([2.0] * 20), reference=calls([8.0] * 20)))
-    assert seen.latency_ms().p50 == pytest.approx(2.0)
-    assert seen.reference_ms().p50 == pytest.approx(8.0)
+    assert seen.latency().p50 == pytest.approx(2.0)
+    assert seen.reference_latency().p50 == pytest.approx(8.0)
     assert seen.ratio().p50 == pytest.approx(0.25)
 
 
 def test_an_absolute_latency_is_known_less_well_than_a_ratio() -> None:
     seen = measurement(*[Session(candidate=calls([2.0] * 20), reference=calls([8.0] * 20))] * 6)
-    assert math.log(seen.latency_ms().high / seen.latency_ms().p50) > 3 * math.log(seen.ratio().high / seen.ratio().p50)
+    assert math.log(seen.latency().high / seen.latency().p50) > 3 * math.log(seen.ratio().high / seen.ratio().p50)
 
 
 def session_of(ratio: float) -> Session:
@@ -243,7 +244,7 @@ def test_every_sample_survives_json() -> None:
         Machine(7, spikes=0.5).session(2.0, 1.0),
         Machine(8).session(2.0, 1.0, single_threaded=False),
         conditions={"before": {"governor": None}, "notes": ["one"]},
-        layers_ns={"conv": 1.5},
+        layers={"conv": 1.5},
         flags=("hot",),
         emulated=True,
         metric="formula_ns",
@@ -255,3 +256,14 @@ def test_sampling_names_its_reference_by_content() -> None:
     facts = Sampling(reference=REFERENCE, threshold=0.5).to_json()
     assert facts["reference"] == "0" * 64
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_count_of_instructions_has_no_run_to_run_noise() -> None:
+    """Its interval is that of the counts themselves; a clock that showed the same would not be believed so far."""
+    session = Session(candidate=calls([2.0, 2.0]), reference=calls([4.0, 4.0]))
+    counted, timed = (
+        measurement(session, metric=metric, emulated=metric != LATENCY).ratio()
+        for metric in (EMULATED_INSTRUCTIONS, LATENCY)
+    )
+    assert counted.p50 == timed.p50 == pytest.approx(0.5)
+    assert counted.high / counted.low < 1.001 < timed.high / timed.low

@@ -35,7 +35,7 @@ def calls(rng: random.Random, typical_ns: float, count: int) -> Calls:
     slow = [
         each + int(rng.uniform(0.2, 2.5) * 1e6) if stall else each for each, stall in zip(wall, stalled, strict=True)
     ]
-    return Calls(wall_ns=tuple(slow), cpu_ns=tuple(wall), preempted=tuple(int(each) for each in stalled))
+    return Calls(elapsed=tuple(slow), on_cpu=tuple(wall), preempted=tuple(int(each) for each in stalled))
 
 
 def measured(rng: random.Random, ratio: float, *, sessions: int = 3, count: int = 60, **more: object) -> Measurement:
@@ -122,7 +122,7 @@ def facts_of(
         accuracy=accuracy,
         test_images=10_000,
         validation=validation,
-        latency_ms=timing.reference_ms() if which == "baseline" else timing.latency_ms(),
+        latency=timing.reference_latency() if which == "baseline" else timing.latency(),
         ratio=None if which == "baseline" else timing.ratio(),
         parameters=int(853_018 * size),
         macs=int(125_485_696 * size),
@@ -276,7 +276,7 @@ HEADLINES = {
     "budget.limit_ratio",
     "budget.used",
     *(f"{model}.{field}" for model in MODELS for field in ("accuracy", "parameters", "macs", "size_bytes")),
-    *(f"{model}.latency_ms.{end}" for model in MODELS for end in ENDS),
+    *(f"{model}.latency.{end}" for model in MODELS for end in ENDS),
     *(f"{model}.accuracy_interval.{end}" for model in MODELS for end in ("low", "high")),
     *(f"{ratio}.{end}" for ratio in ("result.ratio", "final.ratio", "baseline.self_ratio") for end in ENDS),
     "baseline.validation.baseline",
@@ -298,7 +298,7 @@ def test_what_is_printed_is_the_number_rounded(html: str) -> None:
     assert shown == f"{ratio:.3f}x"
     ((accuracy, shown),) = numbers["result.accuracy"]
     assert shown == f"{accuracy * 100:.2f}\u00a0%"
-    ((latency, shown),) = numbers["result.latency_ms.p50"]
+    ((latency, shown),) = numbers["result.latency.p50"]
     assert float(shown) == pytest.approx(latency, rel=0.005)
 
 
@@ -492,8 +492,8 @@ def test_a_run_that_has_hardly_begun_has_a_page(tmp_path: Path, count: int) -> N
 def test_a_target_without_noise_has_a_page() -> None:
     """Every sample equal, every session equal: no axis of zero length."""
     same = Session(
-        candidate=Calls(wall_ns=(500,) * 8, cpu_ns=(500,) * 8, preempted=(0,) * 8),
-        reference=Calls(wall_ns=(1000,) * 8, cpu_ns=(1000,) * 8, preempted=(0,) * 8),
+        candidate=Calls(elapsed=(500,) * 8, on_cpu=(500,) * 8, preempted=(0,) * 8),
+        reference=Calls(elapsed=(1000,) * 8, on_cpu=(1000,) * 8, preempted=(0,) * 8),
     )
     still = replace(measured(random.Random(0), 0.5), sessions=(same, same))
     trials = [judged(number, plan_of(random.Random(0), 0.5), still, 0.5) for number in range(3)]

@@ -34,7 +34,7 @@ from edgeprune.errors import BudgetMissed, BundleError, ConfigError, DeviceLost,
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.pack import pack, shipped_runner, write_bundle
 from edgeprune.profile import Profile
-from edgeprune.target import Target, open_target
+from edgeprune.target import Selftest, Target, open_target
 from edgeprune.verify import VerifyReport, own_profile, verify
 
 
@@ -229,7 +229,7 @@ def test_a_model_that_is_none_is_refused(bundle: Path, content: bytes) -> None:
 def test_a_claim_that_the_samples_do_not_bear_out_is_refused(bundle: Path) -> None:
     for change in (
         lambda value: value["measurement"]["ratio"].update(p50=0.3),
-        lambda value: value["measurement"]["latency_ms"].update(high=0.9),
+        lambda value: value["measurement"]["latency"].update(high=0.9),
         lambda value: value["measurement"].update(calls=10**6),
         lambda value: value["measurement"].update(emulated=True),
     ):
@@ -346,7 +346,7 @@ def test_milliseconds_claimed_by_another_edgeprune_are_compared_with_the_samples
 
     def faster(value: dict[str, Any]) -> None:
         value["versions"]["edgeprune"] = "0.0.1"
-        value["measurement"]["latency_ms"].update(p50=0.4, low=0.39, high=0.41)
+        value["measurement"]["latency"].update(p50=0.4, low=0.39, high=0.41)
         value["budget"].update(met=True, missed=[], used=0.8)
 
     resealed(folder, faster)
@@ -377,6 +377,54 @@ class Broken(Bench):
 
     def run(self, engine: Artifact, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         return self.answer
+
+
+class Board(Bench):
+    """A device that runs what a bundle holds for it, if that is what it would have put there itself."""
+
+    PROGRAM = b"#!/bin/sh\nexit 0\n"
+
+    def __init__(self, *, answers: bool = True) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        raise NotImplementedError
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        assert model.check().kind == "onnx"
+        if (bundle / "device/bin/run").read_bytes() != self.PROGRAM and not trusted:
+            raise BundleError("device/bin/run is not ours")
+        return Selftest(ok=self.answers, detail="4 samples")
+
+
+@pytest.fixture
+def packaged(tmp_path: Path) -> Path:
+    program = tmp_path / "program"
+    program.write_bytes(Board.PROGRAM)
+    return write_small_bundle(tmp_path, device={"bin/run": program, "README.txt": program})
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_runner_for_the_device_is_run_on_the_device(packaged: Path, answers: bool) -> None:
+    report = verify(packaged, profile=PROFILE, target=Board(answers=answers))
+    assert check(report, "device") == (answers, "4 samples")
+    assert report.ok is answers
+    if not answers:
+        with pytest.raises(ParityFailed):
+            report.require()
+
+
+def test_a_bundle_without_anything_for_the_device_runs_nothing_there(bundle: Path) -> None:
+    assert "device" not in names(verify(bundle, profile=PROFILE, target=Board()))
+
+
+def test_a_program_for_the_device_that_is_not_ours_is_refused_unless_it_is_trusted(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"#!/bin/sh\nrm -r /\n")
+    folder = write_small_bundle(tmp_path, device={"bin/run": tmp_path / "program"})
+    with pytest.raises(BundleError):
+        verify(folder, profile=PROFILE, target=Board())
+    assert verify(folder, profile=PROFILE, target=Board(), trust_runner=True).ok
 
 
 @pytest.mark.parametrize(

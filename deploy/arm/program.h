@@ -1,243 +1,238 @@
-// A compiled network: kernels in a shared library, constants in one file, and a list of calls. Needs no TVM runtime.
+// What an engine computes: memories, tensors that lie in them, and kernels called in order. All of it is checked when
+// it is read, because the text may be damaged or hostile; kernels themselves check the shapes they are given.
 //
-//   DIR/kernels.so     one function __tvm_ffi_<name> a kernel
-//   DIR/constants.bin  every constant, each at a multiple of 64 bytes
-//   DIR/program.txt    edgeprune-program 1
-//                      constants <bytes>
-//                      arena <bytes>
-//                      buffer <id> <space> <offset> <rank> <size>...     space: c, a (arena), i (input), o (output)
-//                      input <buffer> <name>          output <buffer> <name>
-//                      step <kernel> <count> <buffer>...
-//                      end
+//   edgeprune-program 1
+//   memory <id> <kind> <bytes>                              kind: constants, arena, input, output
+//   buffer <id> <memory> <dtype> <offset> <rank> <size>...  a dense tensor, at a multiple of 64 bytes
+//   input <buffer> <name>    output <buffer> <name>         names are percent-encoded
+//   step <kernel> <layer> <count> <buffer>...               the last buffer is written, the others are read
+//   end
 #pragma once
-#include <dlfcn.h>
 #include <dlpack/dlpack.h>
-#include <stdlib.h>
-#include <string.h>
-#include <tvm/ffi/c_api.h>
 
+#include <charconv>
 #include <cstdint>
-#include <fstream>
-#include <limits>
+#include <functional>
 #include <memory>
-#include <stdexcept>
+#include <new>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "memory.h"
+#include "refusal.h"
+#include "tvm/ffi/c_api.h"
 
 namespace edgeprune {
 
-constexpr size_t kAlignment = 64;
+// A kernel as TVM compiles it: (self, arguments, count of arguments, result) -> 0 if it worked.
+using Kernel = int (*)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
 
-inline size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-struct Free {
-  void operator()(void* memory) const { free(memory); }
+// One input or output of the network.
+struct Port {
+  std::string name;
+  size_t buffer;
 };
-using Memory = std::unique_ptr<uint8_t, Free>;
 
-inline Memory allocate(size_t bytes) {
-  void* memory = aligned_alloc(kAlignment, aligned(bytes ? bytes : 1));
-  if (!memory) throw std::runtime_error("out of memory: " + std::to_string(bytes) + " bytes");
-  memset(memory, 0, aligned(bytes ? bytes : 1));
-  return Memory(static_cast<uint8_t*>(memory));
+// One call of a kernel. `layer` names the node of the graph that it belongs to, as the text has it.
+struct Step {
+  std::string kernel, layer;
+  Kernel function;
+  std::vector<TVMFFIAny> arguments;
+};
+
+struct Type {
+  const char* name;
+  DLDataType dtype;
+};
+
+inline constexpr Type kTypes[] = {
+    {"float32", {kDLFloat, 32, 1}}, {"float16", {kDLFloat, 16, 1}}, {"float64", {kDLFloat, 64, 1}},
+    {"int8", {kDLInt, 8, 1}},       {"int32", {kDLInt, 32, 1}},     {"int64", {kDLInt, 64, 1}},
+    {"uint8", {kDLUInt, 8, 1}},     {"bool", {kDLBool, 8, 1}},
+};
+
+inline const char* type_name(const DLDataType& dtype) {
+  for (const Type& each : kTypes) {
+    if (each.dtype.code == dtype.code && each.dtype.bits == dtype.bits) return each.name;
+  }
+  return "unknown";
 }
 
-// Scratch memory of one kernel call: requests are freed in the reverse order they were made in.
-class Scratch {
- public:
-  static void* take(int, int, uint64_t bytes, int, int) {
-    Scratch& own = instance();
-    if (own.depth_ == own.blocks_.size()) own.blocks_.emplace_back();
-    Block& block = own.blocks_[own.depth_++];
-    if (block.bytes < bytes) {
-      block.memory = allocate(bytes);
-      block.bytes = bytes;
-    }
-    return block.memory.get();
-  }
-  static int give(int, int, void*) {
-    --instance().depth_;
-    return 0;
-  }
-
- private:
-  struct Block {
-    Memory memory;
-    uint64_t bytes = 0;
-  };
-  static Scratch& instance() {
-    static thread_local Scratch scratch;
-    return scratch;
-  }
-  std::vector<Block> blocks_;
-  size_t depth_ = 0;
-};
+inline size_t bytes_of(const DLTensor& tensor) {
+  size_t bytes = tensor.dtype.bits / 8;
+  for (int axis = 0; axis < tensor.ndim; ++axis) bytes *= static_cast<size_t>(tensor.shape[axis]);
+  return bytes;
+}
 
 class Program {
  public:
-  struct Port {
-    std::string name;
-    size_t buffer;
-  };
-
-  explicit Program(const std::string& folder) : folder_(folder) {
-    library_ = dlopen((folder + "/kernels.so").c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library_) throw std::runtime_error(std::string("cannot load the kernels: ") + dlerror());
-    lend("__TVMBackendAllocWorkspace", reinterpret_cast<void*>(&Scratch::take));
-    lend("__TVMBackendFreeWorkspace", reinterpret_cast<void*>(&Scratch::give));
+  // Reads `text`. `constants` are `constant_bytes` bytes that outlive the program; `find` returns a kernel by name, or
+  // null. Throws Refusal.
+  Program(std::string_view text, const uint8_t* constants, size_t constant_bytes,
+          const std::function<Kernel(const std::string&)>& find)
+      : text_(text), constants_(constants), constant_bytes_(constant_bytes), find_(find) {
+    tensors_.reserve(kMostBuffers);  // steps point into it
     parse();
-  }
-  ~Program() {
-    if (library_) dlclose(library_);
   }
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   const std::vector<Port>& inputs() const { return inputs_; }
   const std::vector<Port>& outputs() const { return outputs_; }
+  const std::vector<Step>& steps() const { return steps_; }
   const DLTensor& tensor(const Port& port) const { return tensors_[port.buffer]; }
-  size_t bytes(const Port& port) const { return size_of(tensors_[port.buffer]); }
 
-  void run() {
-    for (const Step& step : steps_) {
-      TVMFFIAny result{};
-      if (step.function(nullptr, step.arguments.data(), static_cast<int32_t>(step.arguments.size()), &result)) {
-        throw std::runtime_error("kernel " + step.name + " failed");
-      }
-    }
-  }
+  static constexpr size_t kMostBuffers = 1 << 15;
+  static constexpr size_t kMostSteps = 1 << 15;
+  static constexpr size_t kMostBytes = size_t{1} << 31;  // of all memories together; no board of ours has more to give
+  static constexpr size_t kMostAxes = 8;
+  static constexpr size_t kLongestWord = 1024;
 
  private:
-  using Function = int (*)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-  struct Step {
-    std::string name;
-    Function function;
-    std::vector<TVMFFIAny> arguments;
+  struct Region {
+    std::string kind;
+    size_t bytes;
+    uint8_t* data;
   };
 
-  static size_t size_of(const DLTensor& tensor) {
-    size_t count = 4;
-    for (int axis = 0; axis < tensor.ndim; ++axis) count *= static_cast<size_t>(tensor.shape[axis]);
-    return count;
-  }
-
-  void lend(const char* symbol, void* function) {
-    if (void* place = dlsym(library_, symbol)) *static_cast<void**>(place) = function;
-  }
-
-  [[noreturn]] void refuse(const std::string& why) const {
-    throw std::runtime_error(folder_ + "/program.txt: " + why);
-  }
+  [[noreturn]] static void refuse(const std::string& why) { throw Refusal("corrupt", "the engine's program: " + why); }
 
   void parse() {
-    std::ifstream text(folder_ + "/program.txt");
-    std::string word;
-    int version = 0;
-    if (!(text >> word >> version) || word != "edgeprune-program" || version != 1) refuse("not a program of version 1");
-    while (text >> word && word != "end") {
-      if (word == "constants") {
-        constants_ = load(read<size_t>(text));
-      } else if (word == "arena") {
-        arena_bytes_ = read<size_t>(text);
-        arena_ = allocate(arena_bytes_);
-      } else if (word == "buffer") {
-        buffer(text);
-      } else if (word == "input" || word == "output") {
-        port(text, word == "input" ? inputs_ : outputs_);
-      } else if (word == "step") {
-        step(text);
+    if (word() != "edgeprune-program" || number() != 1) refuse("it is not a program of version 1");
+    end_line();
+    for (std::string verb = word(); verb != "end"; verb = word()) {
+      if (verb == "memory") {
+        memory();
+      } else if (verb == "buffer") {
+        buffer();
+      } else if (verb == "input" || verb == "output") {
+        port(verb == "input" ? inputs_ : outputs_, verb);
+      } else if (verb == "step") {
+        step();
       } else {
-        refuse("unknown word " + word);
+        refuse("it has a line of an unknown kind");
       }
+      end_line();
     }
-    if (word != "end") refuse("it ends too early");
+    if (steps_.empty() || outputs_.empty()) refuse("it computes nothing");
   }
 
-  template <typename T>
-  T read(std::ifstream& text) {
-    T value{};
-    if (!(text >> value)) refuse("a number is missing");
+  std::string word() {
+    const size_t from = place_;
+    while (place_ < text_.size() && text_[place_] > ' ' && text_[place_] <= '~') ++place_;
+    if (place_ == from || place_ - from > kLongestWord) refuse("it ends too early or a word is missing");
+    const std::string read(text_.substr(from, place_ - from));
+    if (place_ < text_.size() && text_[place_] == ' ') ++place_;
+    return read;
+  }
+
+  uint64_t number() {
+    const std::string digits = word();
+    uint64_t value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size()) refuse("a number is no number");
     return value;
   }
 
-  Memory load(size_t bytes) {
-    Memory memory = allocate(bytes);
-    std::ifstream file(folder_ + "/constants.bin", std::ios::binary);
-    if (!file.read(reinterpret_cast<char*>(memory.get()), static_cast<std::streamsize>(bytes))) {
-      refuse("constants.bin is shorter than " + std::to_string(bytes) + " bytes");
-    }
-    constant_bytes_ = bytes;
-    return memory;
+  size_t number_below(uint64_t limit, const char* what) {
+    const uint64_t value = number();
+    if (value >= limit) refuse(std::string(what) + " " + std::to_string(value) + " is out of range");
+    return static_cast<size_t>(value);
   }
 
-  void buffer(std::ifstream& text) {
-    const size_t id = read<size_t>(text);
-    const std::string space = read<std::string>(text);
-    const size_t offset = read<size_t>(text);
-    const size_t rank = read<size_t>(text);
-    if (id != tensors_.size() || rank > 8) refuse("buffer " + std::to_string(id) + " is out of order or has too many axes");
-    shapes_.push_back(std::make_unique<std::vector<int64_t>>());
-    size_t bytes = 4;
-    for (size_t axis = 0; axis < rank; ++axis) {
-      const int64_t size = read<int64_t>(text);
-      if (size < 0 || (size && bytes > std::numeric_limits<size_t>::max() / 2 / static_cast<size_t>(size))) refuse("a size is out of range");
-      shapes_.back()->push_back(size);
-      bytes *= static_cast<size_t>(size);
+  void end_line() {
+    if (place_ >= text_.size() || text_[place_] != '\n') refuse("a line is longer than it should be");
+    ++place_;
+  }
+
+  void memory() {
+    if (number() != regions_.size() || regions_.size() == kMostBuffers) refuse("a memory is out of order");
+    const std::string kind = word();
+    const size_t bytes = number_below(kMostBytes - total_ + 1, "a memory of size");
+    if (kind == "constants") {
+      if (bytes != constant_bytes_) refuse("it speaks of other constants than the engine holds");
+      regions_.push_back({kind, bytes, const_cast<uint8_t*>(constants_)});  // no step may write there, see step()
+      return;
     }
-    uint8_t* data = nullptr;
-    if (space == "c" || space == "a") {
-      const size_t whole = space == "c" ? constant_bytes_ : arena_bytes_;
-      if (offset > whole || bytes > whole - offset) refuse("buffer " + std::to_string(id) + " lies outside its memory");
-      data = (space == "c" ? constants_ : arena_).get() + offset;
-    } else if (space == "i" || space == "o") {
-      own_.push_back(allocate(bytes));
-      data = own_.back().get();
-    } else {
-      refuse("unknown space " + space);
-    }
+    if (kind != "arena" && kind != "input" && kind != "output") refuse("a memory is of an unknown kind");
+    total_ += bytes;
+    own_.push_back(zeroed(bytes));
+    regions_.push_back({kind, bytes, own_.back().get()});
+  }
+
+  void buffer() {
+    if (number() != tensors_.size() || tensors_.size() == kMostBuffers) refuse("a buffer is out of order");
+    const size_t place = number_below(regions_.size(), "memory");
+    const Region& region = regions_[place];
+    const std::string dtype = word();
+    const size_t offset = number_below(region.bytes + 1, "an offset of");
+    if (offset % kAlignment) refuse("a buffer is not aligned");
+    auto shape = std::make_unique<std::vector<int64_t>>();
     DLTensor tensor{};
-    tensor.data = data;
+    tensor.dtype = type(dtype);
+    size_t bytes = tensor.dtype.bits / 8;
+    for (size_t axes = number_below(kMostAxes + 1, "a rank of"); axes; --axes) {
+      const size_t size = number_below(kMostBytes + 1, "a size of");
+      if (size && bytes > kMostBytes / size) refuse("a buffer is too large");
+      bytes *= size;
+      shape->push_back(static_cast<int64_t>(size));
+    }
+    if (bytes > region.bytes - offset) refuse("a buffer lies outside its memory");
+    tensor.data = region.data + offset;
     tensor.device = {kDLCPU, 0};
-    tensor.ndim = static_cast<int32_t>(rank);
-    tensor.dtype = {kDLFloat, 32, 1};
-    tensor.shape = shapes_.back()->data();
-    tensors_.reserve(kMostBuffers);  // arguments point into it
-    if (tensors_.size() == kMostBuffers) refuse("too many buffers");
+    tensor.ndim = static_cast<int32_t>(shape->size());
+    tensor.shape = shape->data();
+    shapes_.push_back(std::move(shape));
     tensors_.push_back(tensor);
+    region_of_.push_back(place);
   }
 
-  void port(std::ifstream& text, std::vector<Port>& ports) {
-    const size_t id = read<size_t>(text);
-    const std::string name = read<std::string>(text);
-    if (id >= tensors_.size()) refuse("port " + name + " names no buffer");
-    ports.push_back({name, id});
+  static DLDataType type(const std::string& name) {
+    for (const Type& each : kTypes) {
+      if (name == each.name) return each.dtype;
+    }
+    refuse("a buffer is of an unknown type");
   }
 
-  void step(std::ifstream& text) {
+  void port(std::vector<Port>& ports, const std::string& kind) {
+    const size_t buffer = number_below(tensors_.size(), "buffer");
+    if (regions_[region_of_[buffer]].kind != kind) refuse("an " + kind + " does not lie where it should");
+    ports.push_back({word(), buffer});
+  }
+
+  void step() {
+    if (steps_.size() == kMostSteps) refuse("it has too many steps");
     Step next;
-    next.name = read<std::string>(text);
-    next.function = reinterpret_cast<Function>(dlsym(library_, ("__tvm_ffi_" + next.name).c_str()));
-    if (!next.function) refuse("kernel " + next.name + " is not in kernels.so");
-    const size_t count = read<size_t>(text);
+    next.kernel = word();
+    next.layer = word();
+    next.function = find_(next.kernel);
+    if (!next.function) refuse("it calls a kernel that the engine does not hold");
+    const size_t count = number_below(tensors_.size() + 1, "a count of");
+    if (!count) refuse("a step writes nothing");
+    size_t last = 0;
     for (size_t place = 0; place < count; ++place) {
-      const size_t id = read<size_t>(text);
-      if (id >= tensors_.size()) refuse("step " + next.name + " names no buffer");
+      last = number_below(tensors_.size(), "buffer");
       TVMFFIAny argument{};
       argument.type_index = kTVMFFIDLTensorPtr;
-      argument.v_ptr = &tensors_[id];
+      argument.v_ptr = &tensors_[last];
       next.arguments.push_back(argument);
     }
+    const std::string& written = regions_[region_of_[last]].kind;
+    if (written == "constants" || written == "input") refuse("a step writes what may only be read");
     steps_.push_back(std::move(next));
   }
 
-  static constexpr size_t kMostBuffers = 1 << 16;
-  std::string folder_;
-  void* library_ = nullptr;
-  Memory constants_, arena_;
-  size_t constant_bytes_ = 0, arena_bytes_ = 0;
+  std::string_view text_;
+  size_t place_ = 0, total_ = 0;
+  const uint8_t* constants_;
+  size_t constant_bytes_;
+  const std::function<Kernel(const std::string&)>& find_;
   std::vector<Memory> own_;
+  std::vector<Region> regions_;
   std::vector<std::unique_ptr<std::vector<int64_t>>> shapes_;
   std::vector<DLTensor> tensors_;
+  std::vector<size_t> region_of_;
   std::vector<Port> inputs_, outputs_;
   std::vector<Step> steps_;
 };

@@ -2,10 +2,10 @@
 
     header(top/README.txt) README.txt zeros  header(top/model.onnx) model.onnx zeros  ...  1024 zero bytes
 
-Entries are regular files under one top folder, in ascending order of name; mode, owner and time are constants and
-there are no folder entries, links, extensions or record padding. ``tar tf`` reads it. Our reader never parses: it
-writes the header that the name and size ask for and compares, so it accepts nothing that our writer would not have
-written, and no byte can change unseen except inside a file (whose digest the manifest holds).
+Entries are regular files under one top folder, in ascending order of name; the mode follows from the name, owner and
+time are constants and there are no folder entries, links, extensions or record padding. ``tar tf`` reads it. Our
+reader never parses: it writes the header that the name and size ask for and compares, so it accepts nothing that our
+writer would not have written, and no byte can change unseen except inside a file (whose digest the manifest holds).
 """
 
 import re
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from edgeprune.durable import FOLDER_MODE, new_file, replacing, storage_errors
+from edgeprune.durable import FILE_MODE, FOLDER_MODE, PROGRAM_MODE, new_file, replacing, storage_errors
 from edgeprune.errors import BundleError
 
 BLOCK = 512
@@ -37,10 +37,16 @@ def safe_name(name: str) -> bool:
     return len(name) <= NAME_BYTES and _NAME.fullmatch(name) is not None
 
 
+def mode_of(name: str) -> int:
+    """Return the permissions of a file of a bundle, which follow from its name: programs lie in a folder ``bin/``."""
+    return PROGRAM_MODE if "bin" in PurePosixPath(name).parts[:-1] else FILE_MODE
+
+
 def header(name: str, size: int) -> bytes:
     """Return the one ustar header (IEEE 1003.1, pax: "ustar Interchange Format") of a file of `size` bytes."""
     owner, device, no_link, no_names = b"0000000\0" * 2, b"0000000\0" * 2, bytes(100), bytes(64)
-    before = name.encode("ascii").ljust(NAME_BYTES, b"\0") + b"0000644\0" + owner + b"%011o\0%011o\0" % (size, MTIME)
+    mode = b"%07o\0" % mode_of(name.partition("/")[2])
+    before = name.encode("ascii").ljust(NAME_BYTES, b"\0") + mode + owner + b"%011o\0%011o\0" % (size, MTIME)
     after = (b"0" + no_link + b"ustar\x0000" + no_names + device).ljust(BLOCK - len(before) - 8, b"\0")
     return before + b"%06o\0 " % (sum(before) + 8 * ord(" ") + sum(after)) + after
 
@@ -115,7 +121,7 @@ class _Reader:
             target = folder / name
             with storage_errors(target):
                 _make_folders(folder, name)
-                with new_file(target, lasting=False) as stream:
+                with new_file(target, lasting=False, mode=mode_of(name)) as stream:
                     self.copy(size, stream)
             if any(self.take(-size % BLOCK)):
                 raise self.refused(f"the padding after {name!r} is not zero")

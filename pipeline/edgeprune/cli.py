@@ -92,7 +92,12 @@ def _top(
 @app.command()
 def deploy(
     config: ConfigOption = None,
-    target: TargetOption = "host",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", "-t", help="a profile, or a [targets.NAME]; several: one bundle each", show_default="host"
+        ),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="8ms, 800us, or 0.5x of the unpruned model")
     ] = None,
@@ -111,9 +116,8 @@ def deploy(
     """
 
     def act() -> tuple[Json, int]:
-        from edgeprune.deploy import Request
-        from edgeprune.deploy import deploy as carry_out
         from edgeprune.progress import watch
+        from edgeprune.stages.prepare import Request
 
         overrides = {
             "budget.latency": budget,
@@ -121,21 +125,23 @@ def deploy(
             "search.trials": trials,
             "search.seed": seed,
         }
+        loaded, progress = _config(config, settings, overrides), watch(quiet=quiet)
         with _Stop() as stop:
-            outcome = carry_out(
+            requests = [
                 Request(
-                    config=_config(config, settings, overrides),
-                    target=target,
+                    config=loaded,
+                    target=each,
                     out=out,
                     command=_same_command(),
-                    progress=watch(quiet=quiet),
+                    progress=progress,
                     stop=stop.check,
                     fresh=fresh,
                 )
-            )
-        return outcome.to_json(), 0 if outcome.budget.met else 1
+                for each in target or ["host"]
+            ]
+            return _deployed(requests)
 
-    _run("deploy", act, as_json, _print_outcome)
+    _run("deploy", act, as_json, _print_deployed)
 
 
 @app.command()
@@ -153,11 +159,11 @@ def measure(
         from edgeprune.comparison import compare
         from edgeprune.progress import watch
 
-        profile = _profile(config, target)
+        boards = _boards(config, target)
         with watch(quiet=quiet).stage("measure", total=max(1, len(models) - 1)) as stage:
             results = compare(
                 models,
-                profile,
+                boards,
                 seconds=seconds,
                 progress=lambda name, done, _total: stage.advance(min(done, 1), note=name),
             )
@@ -187,17 +193,16 @@ def verify(
 
     def act() -> tuple[Json, int]:
         from edgeprune.bundle import open_bundle
-        from edgeprune.target import open_target
-        from edgeprune.verify import own_profile
+        from edgeprune.fleet import open_boards
         from edgeprune.verify import verify as check
 
         with open_bundle(bundle) as whole:  # first: a device that cannot be had must not hide a changed file
             parent = whole.manifest.parent_sha256
-        profile = _profile(config, target) if target else own_profile(bundle, _profiles(config))
-        with open_target(profile) as device:
+        boards = _boards(config, target) if target else _own_boards(bundle, config)
+        with open_boards(boards) as device:
             report = check(
                 bundle,
-                profile=profile,
+                profile=boards[0],
                 target=device,
                 baseline=baseline or _baseline_beside(bundle, parent),
                 remeasure=remeasure,
@@ -254,7 +259,7 @@ def doctor(
     def act() -> tuple[Json, int]:
         from edgeprune.inspection import examine
 
-        findings = examine(_profile(config, target))
+        findings = examine(_boards(config, target))
         problems = any(each["severity"] == "problem" for each in findings)
         return {"target": target, "findings": findings}, 3 if problems else 0
 
@@ -267,10 +272,24 @@ def targets(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     def act() -> tuple[Json, int]:
         from edgeprune.inspection import list_targets
+        from edgeprune.intake.config import load_devices
 
-        return {"targets": list_targets(_config(config, None, {}) if config else None)}, 0
+        return {"targets": list_targets(load_devices(_found(config)))}, 0
 
     _run("targets", act, as_json, _print_targets)
+
+
+def _deployed(requests: list[Any]) -> tuple[Json, int]:
+    """Return the outcome of one request as it is, of several under the names of their targets."""
+    if len(requests) == 1:
+        from edgeprune.deploy import deploy as carry_out
+
+        outcome = carry_out(requests[0])
+        return outcome.to_json(), 0 if outcome.budget.met else 1
+    from edgeprune.rollout import exit_code, roll_out
+
+    results = roll_out(requests)
+    return {"results": [each.to_json() for each in results]}, exit_code(results)
 
 
 # -- what they share ------------------------------------------------------------------------------------------------
@@ -279,9 +298,13 @@ def targets(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def _config(path: Path | None, settings: list[str] | None, overrides: Mapping[str, object]) -> Any:
     from edgeprune.intake.config import load_config
 
-    found = path or (Path("edgeprune.toml") if Path("edgeprune.toml").is_file() else None)
     given = {name: value for name, value in overrides.items() if value is not None}
-    return load_config(found, {**_assignments(settings or []), **given})
+    return load_config(_found(path), {**_assignments(settings or []), **given})
+
+
+def _found(path: Path | None) -> Path | None:
+    """Return the configuration that was named, or the one that lies in this folder."""
+    return path or (Path("edgeprune.toml") if Path("edgeprune.toml").is_file() else None)
 
 
 def _assignments(settings: list[str]) -> dict[str, object]:
@@ -302,22 +325,34 @@ def _value(text: str) -> object:
         return text
 
 
-def _profile(config: Path | None, target: str) -> Any:
-    from edgeprune.profile import load_profile
+def _boards(config: Path | None, target: str) -> Any:
+    """Return the profile of a target once for each board it lists."""
+    from edgeprune.intake.config import load_devices
 
-    return _config(config, None, {}).profile(target) if config else load_profile(target)
+    return load_devices(_found(config)).boards(target)
+
+
+def _own_boards(bundle: Path, config: Path | None) -> Any:
+    """Return the boards of the target that a bundle was made for: all that are listed under that name here."""
+    from edgeprune.verify import own_profile
+
+    known = _profiles(config)
+    profile = own_profile(bundle, known)
+    same = {each.address: each for each in known if (each.name, each.digest) == (profile.name, profile.digest)}
+    return tuple(each for address, each in same.items() if address or len(same) == 1)
 
 
 def _profiles(config: Path | None) -> list[Any]:
     """Return every profile that has a name here: of the configuration, or of the one in this folder, and shipped."""
+    from edgeprune.intake.config import load_devices
     from edgeprune.profile import load_profile, profile_names
 
     shipped = [load_profile(name) for name in profile_names()]
     if config is None and not Path("edgeprune.toml").is_file():
         return shipped
     try:
-        loaded = _config(config, None, {})
-        named = [loaded.profile(name) for name in sorted({*profile_names(), *loaded.targets})]
+        devices = load_devices(_found(config))
+        named = [board for name in sorted({*profile_names(), *devices.targets}) for board in devices.boards(name)]
     except UserError:
         if config:
             raise
@@ -407,14 +442,21 @@ def _run(command: str, act: Callable[[], tuple[Json, int]], as_json: bool, show:
 def _succeed(command: str, data: Json, code: int, as_json: bool, show: Callable[[Json], None]) -> None:
     if as_json:
         flat = data if command == "deploy" else {}
-        blank = {"blame": "", "why": "", "next": ""}  # the keys of every diagnostic
-        warnings: list[Json] = [{"kind": "Warning", "what": each, **blank} for each in data.get("warnings", ())]
-        _envelope(command, "ok" if code == 0 else "failed", data, warnings, flat)
+        _envelope(command, "ok" if code == 0 else "failed", data, _diagnostics(data), flat)
     else:
         show(data)
         if command in ("deploy", "verify"):
             typer.echo(f"edgeprune: {'PASSED' if code == 0 else 'FAILED'}")
     raise typer.Exit(code)
+
+
+def _diagnostics(data: Json) -> list[Json]:
+    """Return the warnings of a command, and of each target the error or the warnings."""
+    found: list[Json] = []
+    for each in data.get("results", ()):
+        found += [each["error"]] if each.get("error") else _diagnostics(each.get("outcome") or {})
+    blank = {"blame": "", "why": "", "next": ""}  # the keys of every diagnostic
+    return [*found, *({"kind": "Warning", "what": each, **blank} for each in data.get("warnings", ()))]
 
 
 def _fail(command: str, error: EdgepruneError, as_json: bool, *, traceback_of: Exception | None = None) -> None:
@@ -488,13 +530,14 @@ def _print_if_emulated(data: Json) -> None:
 
 
 def _print_outcome(data: Json) -> None:
-    from edgeprune.outcome import BudgetVerdict, unit_of
+    from edgeprune.metric import unit_of
+    from edgeprune.outcome import BudgetVerdict
 
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
-    unit = unit_of(data["emulated"])
+    unit = unit_of(data["metric"])
     rows = [
         [f"accuracy, % of {after['test_images']:,} test images", _percent(before), _percent(after)],
-        [f"latency, {unit}", _span(before["latency_ms"]), _span(after["latency_ms"])],
+        [f"latency, {unit}", _span(before["latency"]), _span(after["latency"])],
         ["ratio", "1", _span(after["ratio"], 4)],
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"],
         ["MACs", f"{before['macs']:,}", f"{after['macs']:,}"],
@@ -502,7 +545,7 @@ def _print_outcome(data: Json) -> None:
     ]
     _print_if_emulated(data)
     _table(f"{data['model']} on {data['target']}", ["", "before", "after"], rows)
-    typer.echo(f"budget {budget.summary(data['emulated'])}")
+    typer.echo(f"budget {budget.summary(data['metric'])}")
     for each in budget.missed:
         typer.echo(f"  {each}")
     for each in data["flags"]:
@@ -514,17 +557,53 @@ def _print_outcome(data: Json) -> None:
         typer.echo(f"{name}: {data[name]}")
 
 
+def _print_deployed(data: Json) -> None:
+    if "results" not in data:
+        _print_outcome(data)
+        return
+    for each in data["results"]:
+        if each["outcome"]:
+            _print_outcome(each["outcome"])
+            typer.echo("")
+    _table("in all", ["target", "accuracy, %", "latency", "ratio", "budget"], [_row(each) for each in data["results"]])
+    for each in data["results"]:
+        if each["error"]:
+            _print_error(each["target"], each["error"])
+
+
+def _row(result: Json) -> list[str]:
+    """Return what became of one target in one line of the closing table."""
+    from edgeprune.metric import limit_of
+    from edgeprune.outcome import BudgetVerdict
+
+    if result["error"]:
+        return [result["target"], "-", "-", "-", f"{result['error']['kind']}, see below"]
+    outcome = result["outcome"]
+    before, after, budget = outcome["baseline"], outcome["result"], BudgetVerdict(**outcome["budget"])
+    accuracy = " → ".join(f"{100 * each['accuracy']:.2f}" for each in (before, after))
+    latency = " → ".join(f"{each['latency']['p50']:.3g}" for each in (before, after))
+    kept = f"{limit_of(budget.requested, outcome['metric'])} {'met' if budget.met else 'MISSED'}"
+    return [result["target"], accuracy, f"{latency} {outcome['unit']}", f"{after['ratio']['p50']:.3f}", kept]
+
+
+def _print_error(target: str, error: Json) -> None:
+    why = f": {error['why']}" if error["why"] else ""
+    typer.echo(f"{target}: {error['what']}{why}")
+    if error["next"]:
+        typer.echo(f"  next: {error['next']}")
+
+
 def _print_comparison(data: Json) -> None:
-    from edgeprune.outcome import unit_of
+    from edgeprune.metric import unit_of
 
     first = data["models"][0]
     _print_if_emulated(first)
-    rows = [[first["reference"], "1", _span(first["reference_ms"]), "-"]] if len(data["models"]) > 1 else []
+    rows = [[first["reference"], "1", _span(first["reference_latency"]), "-"]] if len(data["models"]) > 1 else []
     rows += [
-        [each["model"], _span(each["ratio"], 4), _span(each["latency_ms"]), "; ".join(each["flags"]) or "-"]
+        [each["model"], _span(each["ratio"], 4), _span(each["latency"]), "; ".join(each["flags"]) or "-"]
         for each in data["models"]
     ]
-    unit = unit_of(first["emulated"])
+    unit = unit_of(first["metric"])
     _table(f"on {data['target']}", ["model", "ratio to the first", unit, "unsteady because"], rows)
 
 

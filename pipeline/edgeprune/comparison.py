@@ -15,10 +15,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import CorruptArtifact, ModelError
+from edgeprune.fleet import open_boards
 from edgeprune.measurement import Measurement, Sampling
+from edgeprune.metric import unit_of
 from edgeprune.profile import Profile
 from edgeprune.statistics import Interval
-from edgeprune.target import open_target
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and how many there are."""
@@ -34,15 +35,15 @@ class Comparison:
     Attributes:
         path, reference: the two files.
         ratio: latency of the model as a ratio of the reference's.
-        latency_ms, reference_ms: milliseconds of each, of the same sessions.
+        latency, reference_latency: of each, of the same sessions, in the unit of the measurement's metric.
         measurement: the raw samples and conditions behind them.
     """
 
     path: Path
     reference: Path
     ratio: Interval
-    latency_ms: Interval
-    reference_ms: Interval
+    latency: Interval
+    reference_latency: Interval
     measurement: Measurement
 
     @property
@@ -57,11 +58,12 @@ class Comparison:
             "model": str(self.path),
             "reference": str(self.reference),
             "ratio": self.ratio.to_json(),
-            "latency_ms": self.latency_ms.to_json(),
-            "reference_ms": self.reference_ms.to_json(),
+            "latency": self.latency.to_json(),
+            "reference_latency": self.reference_latency.to_json(),
             "distinguishable": self.distinguishable,
             "sessions": len(seen.sessions),
             "seconds": seen.seconds,
+            "unit": unit_of(seen.metric),
             "metric": seen.metric,
             "emulated": seen.emulated,
             "flags": list(seen.flags),
@@ -72,7 +74,7 @@ class Comparison:
 
 def compare(
     paths: Sequence[Path],
-    profile: Profile,
+    boards: Sequence[Profile],
     *,
     seconds: float = 2.0,
     confidence: float = 0.95,
@@ -83,7 +85,7 @@ def compare(
 
     Args:
         paths: ONNX files, at least one.
-        profile: of the device.
+        boards: the profile of the device, or of each board of one kind.
         seconds: time to spend on each comparison, about; loading and warming up take a quarter to a third of it.
         confidence: of every interval.
         seed: of the order of blocks.
@@ -98,7 +100,7 @@ def compare(
     assert paths, "there is a model to compare"
     report = progress or _silent
     graphs = [read_graph(path) for path in paths]
-    with open_target(profile) as target:
+    with open_boards(boards) as target:
         reference, *others = [target.compile(each) for each in graphs]
         candidates = others or [reference]
         sampling = _sampling(reference, seconds, confidence, seed)
@@ -175,8 +177,8 @@ def _comparison(reference: Path, path: Path, seen: Measurement, confidence: floa
         path=path,
         reference=reference,
         ratio=seen.ratio(confidence),
-        latency_ms=seen.latency_ms(confidence),
-        reference_ms=seen.reference_ms(confidence),
+        latency=seen.latency(confidence),
+        reference_latency=seen.reference_latency(confidence),
         measurement=seen,
     )
 

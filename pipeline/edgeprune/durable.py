@@ -10,6 +10,7 @@ from typing import BinaryIO
 from edgeprune.errors import ConfigError, StorageFull
 
 FILE_MODE = 0o644
+PROGRAM_MODE = 0o755
 FOLDER_MODE = 0o755
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -38,20 +39,21 @@ def storage_errors(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, lasting: bool = True, mode: int = FILE_MODE) -> Iterator[BinaryIO]:
     """Yield a stream to a file that must not exist yet.
 
     Args:
         path: where it goes.
+        mode: its permissions, whatever the umask says.
         lasting: put its bytes on the disk before the block is left, so that a power cut cannot take them.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    with os.fdopen(os.open(path, flags, FILE_MODE), "wb") as stream:
+    with os.fdopen(os.open(path, flags, mode), "wb") as stream:
         yield stream
         stream.flush()
         if lasting:
             os.fsync(stream.fileno())
-    path.chmod(FILE_MODE)  # whatever the umask says
+    path.chmod(mode)
 
 
 @contextmanager

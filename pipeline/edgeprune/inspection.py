@@ -1,7 +1,9 @@
 """What there is to prune and where it could run: the reading behind `space`, `doctor` and `targets`."""
 
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import EdgepruneError
@@ -9,7 +11,7 @@ from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.target import Finding, examine_target
 
 if TYPE_CHECKING:
-    from edgeprune.intake.config import Config
+    from edgeprune.intake.config import Config, Devices
     from edgeprune.progress import Progress
 
 OLDEST_PYTHON = (3, 11)
@@ -21,10 +23,10 @@ def describe_space(config: "Config", profile: Profile, progress: "Progress") -> 
     Raises:
         UserError: if the model or the data cannot be used.
     """
-    from edgeprune.deploy import find_structure
     from edgeprune.export import export
     from edgeprune.intake.data import load_data
     from edgeprune.intake.model import load_model
+    from edgeprune.stages.prepare import find_structure
 
     with progress.stage("load data and model"):
         splits = load_data(config.data)
@@ -45,9 +47,15 @@ def describe_space(config: "Config", profile: Profile, progress: "Progress") -> 
     return {"model": model.name, "groups": groups, "unprunable": [asdict(each) for each in structure.unprunable]}
 
 
-def examine(profile: Profile) -> list[dict[str, str]]:
-    """Return what is in order and what is missing, this machine first, then the target."""
-    return [asdict(each) for each in (_python(), _torch(), *examine_target(profile))]
+def examine(boards: Sequence[Profile]) -> list[dict[str, str]]:
+    """Return what is in order and what is missing: this machine first, then every board of a target by its address."""
+    several = len(boards) > 1
+    found = [_of(board, each, several) for board in boards for each in examine_target(board)]
+    return [asdict(each) for each in (_python(), _torch(), *found)]
+
+
+def _of(board: Profile, finding: Finding, several: bool) -> Finding:
+    return replace(finding, subject=f"{board.address}: {finding.subject}") if several else finding
 
 
 def _python() -> Finding:
@@ -67,20 +75,25 @@ def _torch() -> Finding:
         return Finding(subject="PyTorch", severity="problem", found="not installed", mend="pip install torch")
 
 
-def list_targets(config: "Config | None") -> list[dict[str, str]]:
-    """Return every profile, shipped or of the configuration, with its adapter and whether it is reachable now."""
-    configured = sorted(config.targets) if config else []
+def list_targets(devices: "Devices") -> list[dict[str, str]]:
+    """Return every board of every profile, shipped or of the configuration, and whether it is reachable now.
+
+    They are asked at the same time: one that does not answer holds up no other.
+    """
+    configured = sorted(devices.targets)
     profiles = [load_profile(name) for name in profile_names() if name not in configured]
-    profiles += [config.profile(name) for name in configured] if config else []
+    profiles += [board for name in configured for board in devices.boards(name)]
+    with ThreadPoolExecutor(max_workers=len(profiles)) as pool:
+        reachable = pool.map(_reachable, profiles)
     return [
         {
             "name": profile.name,
             "adapter": profile.adapter,
             "address": profile.address or "",
-            "reachable": _reachable(profile),
+            "reachable": found,
             "description": profile.description,
         }
-        for profile in profiles
+        for profile, found in zip(profiles, reachable, strict=True)
     ]
 
 

@@ -466,7 +466,7 @@ def _measurement_facts(measurement: Measurement) -> dict[str, Any]:
         "metric": measurement.metric,
         "emulated": bool(measurement.emulated),
         "conditions": _text(dict(measurement.conditions)),
-        "layers_ns": _text(dict(measurement.layers_ns)),
+        "layers": _text(dict(measurement.layers)),
         "flags": _text(list(measurement.flags)),
     }
 
@@ -507,7 +507,7 @@ def _measurement(path: Path, connection: Connection, row: RowMapping) -> Measure
     try:
         sessions = tuple(_session(each) for each in connection.execute(query).mappings())
         facts = {name: value for name, value in row.items() if name not in ("seq", "id")}
-        facts |= {name: json.loads(facts[name]) for name in ("conditions", "layers_ns", "flags")}
+        facts |= {name: json.loads(facts[name]) for name in ("conditions", "layers", "flags")}
         measurement = Measurement(**{**facts, "sessions": sessions, "flags": tuple(facts["flags"])})
         whole = _measurement_id(measurement) == row["id"]
     except (ValueError, TypeError, KeyError, zlib.error) as error:

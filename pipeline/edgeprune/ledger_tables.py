@@ -9,7 +9,7 @@ from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, MetaData, T
 APPLICATION_ID = 0x65647072
 """Marks the SQLite file as ours (``edpr``)."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a table changes shape."""
 
 METADATA = MetaData()
@@ -35,7 +35,7 @@ MEASUREMENTS = Table(
     Column("metric", Text, nullable=False),
     Column("emulated", Boolean, nullable=False),
     Column("conditions", Text, nullable=False),
-    Column("layers_ns", Text, nullable=False),
+    Column("layers", Text, nullable=False),
     Column("flags", Text, nullable=False),
 )
 

@@ -6,6 +6,7 @@
     model.onnx           the pruned, tuned model, without external data
     parity/input_0.npy   samples for every input, and what the model answered: parity/output_0.npy
     runner.py            runs, times and checks the model with onnxruntime and numpy alone
+    device/...           what runs it on the device it was made for, if that is more; device/bin/ holds programs
 
 The digests say that a bundle is whole, not who made it: they are no signature.
 """
@@ -32,6 +33,8 @@ MODEL = "model.onnx"
 MEASUREMENT = "measurement.json"
 RUNNER = "runner.py"
 README = "README.txt"
+DEVICE = "device/"
+"""Folder of what runs on the device; see `edgeprune.target.Packager`."""
 
 MANIFEST_BYTES = 16 << 20
 """A manifest larger than this is refused unread."""
@@ -106,14 +109,15 @@ class Proof(Facts):
 
     Attributes:
         ratio: latency of the model as a ratio of the unpruned model's, timed in alternating blocks.
-        latency_ms, baseline_ms: of the same sessions, milliseconds; they drift with the machine, the ratio does not.
+        latency, baseline_latency: of the same sessions, in the unit of `metric`; they drift with the machine, the
+            ratio does not.
         sessions, calls, baseline_calls: how many samples.
         metric, emulated, taken_at, seconds, flags, conditions: as in `edgeprune.measurement.Measurement`.
     """
 
     ratio: Estimate
-    latency_ms: Estimate
-    baseline_ms: Estimate
+    latency: Estimate
+    baseline_latency: Estimate
     sessions: Count
     calls: Count
     baseline_calls: Count
@@ -183,7 +187,7 @@ class Manifest(Facts):
     """
 
     format: Literal["edgeprune-bundle"]
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: Name
     origin: Origin
     plan: dict[str, tuple[int, ...]]
@@ -203,10 +207,14 @@ class Manifest(Facts):
     manifest_sha256: Digest
 
     def file_names(self) -> tuple[str, ...]:
-        """Return the files this bundle must hold beside the manifest, no more and no less, ascending."""
+        """Return the files this bundle must hold beside the manifest, no more and no less, ascending.
+
+        What lies below ``device/`` is up to the target, so it is what is listed.
+        """
         parity = [*map(parity_input, range(len(self.signature.inputs)))]
         parity += map(parity_output, range(len(self.signature.outputs)))
-        return tuple(sorted([README, MEASUREMENT, MODEL, RUNNER, *parity]))
+        device = [each.path for each in self.files if each.path.startswith(DEVICE)]
+        return tuple(sorted([README, MEASUREMENT, MODEL, RUNNER, *parity, *device]))
 
     def to_bytes(self) -> bytes:
         """Return the one spelling of this manifest: canonical JSON and a line feed."""
@@ -275,7 +283,7 @@ def _validated(value: dict[str, Any]) -> Manifest:
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(
             f"{MANIFEST}: {place}: {first['msg']}",
-            why="it does not follow schema 1 of edgeprune bundles",
+            why="it does not follow schema 2 of edgeprune bundles",
             next_step="read it with the edgeprune version that wrote it",
         ) from error
 
@@ -329,10 +337,10 @@ def check_promise(manifest: Manifest) -> BudgetVerdict:
 def _verdict(manifest: Manifest) -> BudgetVerdict:
     budget, seen = budget_of(manifest), manifest.measurement
     facts = manifest.result.model_dump()
-    result = ModelFacts(**facts, latency_ms=seen.latency_ms.interval(), ratio=seen.ratio.interval())
+    result = ModelFacts(**facts, latency=seen.latency.interval(), ratio=seen.ratio.interval())
     # of milliseconds, the ratio rests on an earlier timing of the unpruned model, and decides nothing
     limit_ratio = budget.latency.value if budget.latency.unit == "x" else manifest.budget.limit_ratio
-    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy, emulated=seen.emulated)
+    return verdict(budget, limit_ratio, result, manifest.baseline.accuracy, metric=seen.metric)
 
 
 def _agree(claim: Any, derived: Any) -> bool:

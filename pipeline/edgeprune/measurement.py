@@ -2,8 +2,8 @@
 
 Measurement
 └── sessions          fresh runtime sessions of candidate and reference, each:
-    ├── candidate     Calls(wall_ns, cpu_ns, preempted)
-    └── reference     Calls(wall_ns, cpu_ns, preempted)      timed in alternating blocks with the candidate
+    ├── candidate     Calls(elapsed, on_cpu, preempted)
+    └── reference     Calls(elapsed, on_cpu, preempted)      timed in alternating blocks with the candidate
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeprune import statistics
 from edgeprune.artifact import Artifact
+from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY, PER_UNIT
 from edgeprune.statistics import Interval
 
 CLEAN_CALLS_NEEDED = 20
@@ -89,19 +90,19 @@ class Calls:
     """Timed calls of one engine in one session, in order; the three lists have equal length.
 
     Attributes:
-        wall_ns: elapsed nanoseconds.
-        cpu_ns: nanoseconds of the calling thread's CPU time (equal to `wall_ns` where there is no such clock).
+        elapsed: what the measurement's metric counts: elapsed nanoseconds, or executed instructions.
+        on_cpu: the same of the calling thread alone: its CPU time (equal to `elapsed` where there is no such clock).
         preempted: involuntary context switches during the call.
     """
 
-    wall_ns: tuple[int, ...]
-    cpu_ns: tuple[int, ...]
+    elapsed: tuple[int, ...]
+    on_cpu: tuple[int, ...]
     preempted: tuple[int, ...]
 
     @property
-    def clean_ns(self) -> tuple[int, ...]:
+    def clean(self) -> tuple[int, ...]:
         """Return the elapsed times of calls that were never preempted."""
-        return tuple(wall for wall, switches in zip(self.wall_ns, self.preempted, strict=True) if not switches)
+        return tuple(wall for wall, switches in zip(self.elapsed, self.preempted, strict=True) if not switches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +124,18 @@ class Session:
         return "cpu" if self.single_threaded else "wall, preempted"
 
     def clocks(self, quantile: float = 0.5) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return comparable nanoseconds of candidate and reference, read from `clock`.
+        """Return comparable samples of candidate and reference, read from `clock`.
 
         A quantile above the median speaks of what users meet, so nothing is set aside for it: every call counts, by
         its elapsed time.
         """
         if quantile > 0.5:
-            return self.candidate.wall_ns, self.reference.wall_ns
+            return self.candidate.elapsed, self.reference.elapsed
         if self.clock == "wall":
-            return self.candidate.clean_ns, self.reference.clean_ns
+            return self.candidate.clean, self.reference.clean
         if self.clock == "cpu":
-            return self.candidate.cpu_ns, self.reference.cpu_ns
-        return self.candidate.wall_ns, self.reference.wall_ns
+            return self.candidate.on_cpu, self.reference.on_cpu
+        return self.candidate.elapsed, self.reference.elapsed
 
     def log_ratio(self, quantile: float = 0.5) -> float:
         """Return ln(candidate / reference): of bands for the median's neighbourhood, else of the quantile asked for."""
@@ -154,12 +155,12 @@ class Session:
 
 
 def _mostly_clean(calls: Calls) -> bool:
-    clean = len(calls.clean_ns)
-    return clean >= CLEAN_CALLS_NEEDED or clean >= CLEAN_SHARE_NEEDED * len(calls.wall_ns)
+    clean = len(calls.clean)
+    return clean >= CLEAN_CALLS_NEEDED or clean >= CLEAN_SHARE_NEEDED * len(calls.elapsed)
 
 
-def _typical(nanoseconds: tuple[int, ...], quantile: float) -> float:
-    return statistics.band(nanoseconds) if quantile == 0.5 else statistics.quantile(nanoseconds, quantile)
+def _typical(samples: tuple[int, ...], quantile: float) -> float:
+    return statistics.band(samples) if quantile == 0.5 else statistics.quantile(samples, quantile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +175,9 @@ class Measurement:
         conditions: clock, temperature, load, runtime version, threads, priority: JSON values, as read before and after.
         taken_at: UTC, ISO 8601.
         seconds: wall time the measurement cost.
-        metric: what one sample counts; "latency_ns" unless the target is not a clock.
+        metric: what one sample counts, see `edgeprune.metric`.
         emulated: True when the numbers come from a formula or an emulator; never mixed with measured ones.
-        layers_ns: graph node name → nanoseconds of one call, if asked for.
+        layers: graph node name → what the metric counts in one call, if asked for.
         flags: what the target found wrong, one sentence each.
     """
 
@@ -187,26 +188,36 @@ class Measurement:
     conditions: Mapping[str, Any]
     taken_at: str
     seconds: float
-    metric: str = "latency_ns"
+    metric: str = LATENCY
     emulated: bool = False
-    layers_ns: Mapping[str, float] = field(default_factory=dict)
+    layers: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
     def ratio(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
         """Return latency of the candidate as a ratio of the sentinel's, with its interval."""
-        return statistics.interval_over_sessions([each.log_ratio(quantile) for each in self.sessions], confidence)
+        logs = [each.log_ratio(quantile) for each in self.sessions]
+        return statistics.interval_over_sessions(logs, confidence, **self._noise(statistics.RUN_SD))
 
-    def latency_ms(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
-        """Return the candidate's latency in milliseconds (of interleaved calls, so 1-4 % above undisturbed ones)."""
+    def _noise(self, run_sd: float) -> dict[str, float]:
+        """Return what an interval assumes beside what was seen: a count knows neither neighbours nor temperature."""
+        if self.metric == EMULATED_INSTRUCTIONS:
+            return {"prior_sd": statistics.COUNT_SD, "run_sd": 0.0}
+        return {"prior_sd": statistics.PRIOR_SD, "run_sd": run_sd}
+
+    def latency(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
+        """Return the candidate's latency in the metric's unit, see `edgeprune.metric`: milliseconds of a device.
+
+        They are of interleaved calls, so 1-4 % above undisturbed ones.
+        """
         return self._absolute(0, confidence, quantile)
 
-    def reference_ms(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
-        """Return the sentinel's latency in milliseconds, of the same sessions."""
+    def reference_latency(self, confidence: float = 0.95, quantile: float = 0.5) -> Interval:
+        """Return the sentinel's latency in the same unit, of the same sessions."""
         return self._absolute(1, confidence, quantile)
 
     def _absolute(self, which: int, confidence: float, quantile: float) -> Interval:
-        logs = [math.log(_typical(each.clocks(quantile)[which], quantile) / 1e6) for each in self.sessions]
-        return statistics.interval_over_sessions(logs, confidence, run_sd=statistics.ABSOLUTE_RUN_SD)
+        logs = [math.log(_typical(each.clocks(quantile)[which], quantile) / PER_UNIT) for each in self.sessions]
+        return statistics.interval_over_sessions(logs, confidence, **self._noise(statistics.ABSOLUTE_RUN_SD))
 
     @property
     def unstable_because(self) -> str | None:
@@ -235,7 +246,7 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, raw samples included, as JSON values."""
-        return asdict(self) | {"conditions": dict(self.conditions), "layers_ns": dict(self.layers_ns)}
+        return asdict(self) | {"conditions": dict(self.conditions), "layers": dict(self.layers)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Measurement":

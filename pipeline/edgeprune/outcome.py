@@ -4,23 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from edgeprune.metric import limit_of, unit_of
 from edgeprune.statistics import Interval, share_interval
-
-EMULATED_UNIT = "formula units"
-"""What the latencies of a formula or an emulator are counted in; they are no times."""
 
 PROMISES = ("latency", "accuracy", "size")
 """What a budget may promise; the sentence of a promise that is not kept begins with its word."""
-
-
-def unit_of(emulated: bool) -> str:
-    """Return what a latency is printed in."""
-    return EMULATED_UNIT if emulated else "ms"
-
-
-def limit_of(requested: str, emulated: bool) -> str:
-    """Return a latency limit as the user wrote it, but no milliseconds where no clock gave any."""
-    return f"{requested.removesuffix('ms')} {EMULATED_UNIT}" if emulated and requested.endswith("ms") else requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +19,7 @@ class ModelFacts:
         accuracy: top-1 on the test split, fraction.
         test_images: how many images it was counted on.
         validation: stage → top-1 on the validation split ("baseline", "cut", "calibrated", "tuned").
-        latency_ms: milliseconds on the target.
+        latency: on the target, in the unit of the outcome's metric (see `edgeprune.metric`): milliseconds of a device.
         ratio: to the unpruned model on the same device; None for the unpruned model itself.
         parameters, macs, size_bytes: of the ONNX graph.
     """
@@ -39,7 +27,7 @@ class ModelFacts:
     accuracy: float
     test_images: int
     validation: Mapping[str, float]
-    latency_ms: Interval
+    latency: Interval
     ratio: Interval | None
     parameters: int
     macs: int
@@ -78,9 +66,9 @@ class BudgetVerdict:
         """Return the words of `PROMISES` that are not kept."""
         return tuple(each for each in PROMISES if any(said.startswith(f"{each}:") for said in self.missed))
 
-    def summary(self, emulated: bool) -> str:
+    def summary(self, metric: str) -> str:
         """Return the verdict in one line; where something is missed, what it is and whether latency is part of it."""
-        limit, used = limit_of(self.requested, emulated), f"{100 * self.used:.1f} % used"
+        limit, used = limit_of(self.requested, metric), f"{100 * self.used:.1f} % used"
         if self.met:
             return f"{limit}: met, {used}"
         latency = "latency MISSED" if "latency" in self.broken else "latency met"
@@ -146,12 +134,13 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values."""
-        return asdict(self) | {"baseline": self.baseline.to_json(), "result": self.result.to_json()}
+        models = {"baseline": self.baseline.to_json(), "result": self.result.to_json()}
+        return asdict(self) | models | {"unit": unit_of(self.metric)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Outcome":
         """Return the outcome that `to_json` wrote."""
-        fields = dict(value)
+        fields = {name: each for name, each in value.items() if name != "unit"}  # it follows from the metric
         fields["baseline"] = _facts(value["baseline"])
         fields["result"] = _facts(value["result"])
         fields["budget"] = BudgetVerdict(**{**value["budget"], "missed": tuple(value["budget"]["missed"])})
@@ -163,4 +152,4 @@ class Outcome:
 def _facts(value: Mapping[str, Any]) -> ModelFacts:
     ratio = Interval(**value["ratio"]) if value["ratio"] else None
     given = {name: each for name, each in value.items() if name != "accuracy_interval"}  # it follows from the others
-    return ModelFacts(**{**given, "latency_ms": Interval(**value["latency_ms"]), "ratio": ratio})
+    return ModelFacts(**{**given, "latency": Interval(**value["latency"]), "ratio": ratio})

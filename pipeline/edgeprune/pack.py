@@ -9,19 +9,20 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import __version__
-from edgeprune.archive import write_archive
+from edgeprune.archive import mode_of, safe_name, write_archive
 from edgeprune.budget import Budget
 from edgeprune.bundle import Bundle, check_bundle
 from edgeprune.canonical import canonical_json
 from edgeprune.durable import FOLDER_MODE, new_file, storage_errors, sync_folder
 from edgeprune.errors import BundleError, ConfigError, CorruptArtifact
 from edgeprune.manifest import (
+    DEVICE,
     MANIFEST,
     MEASUREMENT,
     MODEL,
@@ -66,6 +67,7 @@ class BundleContents:
         versions: package → version; edgeprune's own is added.
         preprocessing: how pixels from 0 to 255 become the model's input, see `edgeprune.manifest.Preprocessing`; None
             if that is not known.
+        device: name below ``device/`` → file, see `edgeprune.target.Packager`.
     """
 
     name: str
@@ -81,6 +83,7 @@ class BundleContents:
     parent_sha256: str
     versions: Mapping[str, str]
     preprocessing: Mapping[str, Any] | None = None
+    device: Mapping[str, Path] = field(default_factory=dict)
 
 
 def write_bundle(folder: Path, *, contents: BundleContents) -> Bundle:
@@ -95,7 +98,7 @@ def write_bundle(folder: Path, *, contents: BundleContents) -> Bundle:
     with storage_errors(folder), _replacing_folder(folder) as part:
         for name, content in written.items():
             _make_folder((part / name).parent)
-            with new_file(part / name) as stream:
+            with new_file(part / name, mode=mode_of(name)) as stream:
                 stream.write(content)
         check_bundle(part)
     return check_bundle(folder)
@@ -154,7 +157,7 @@ def _swap(part: Path, folder: Path, earlier: Path) -> None:
 def _refuse_to_replace(folder: Path) -> None:
     if not (folder.exists() or folder.is_symlink()):
         return
-    ours = {MANIFEST, MEASUREMENT, MODEL, README, RUNNER, "parity"}
+    ours = {MANIFEST, MEASUREMENT, MODEL, README, RUNNER, "parity", DEVICE.rstrip("/")}
     if not folder.is_dir() or folder.is_symlink() or (strange := {each.name for each in folder.iterdir()} - ours):
         why = f"it holds {min(strange)!r}" if folder.is_dir() and not folder.is_symlink() else "it is not a folder"
         raise ConfigError(
@@ -175,7 +178,7 @@ def _remove(*folders: Path) -> None:
 
 def _files(contents: BundleContents) -> dict[str, bytes]:
     """Return every file of the bundle, the manifest last."""
-    model = _read_model(contents.model)
+    model = _read(contents.model, f"the model {contents.model.name}")
     try:
         signature = read_signature(model, contents.model.name)
     except CorruptArtifact as error:
@@ -191,6 +194,7 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
         README: _readme(contents).encode(),
         **inputs,
         **outputs,
+        **_device_files(contents.device),
     }
     manifest = seal(_facts(contents, signature, samples) | {"files": _listing(others)})
     check_promise(manifest)
@@ -204,11 +208,11 @@ def _spelled(measurement: Measurement) -> bytes:
         raise BundleError("the measurement is not JSON", why=str(error)) from error
 
 
-def _read_model(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(f"the model {path.name} cannot be read", why=error.strerror or str(error)) from error
+        raise BundleError(f"{what} cannot be read", why=error.strerror or str(error)) from error
 
 
 def shipped_runner() -> bytes:
@@ -229,6 +233,13 @@ def _parity_files(
     return {path_of(place): to_npy(array) for place, array in enumerate(arrays)}, 0 if left else calls
 
 
+def _device_files(given: Mapping[str, Path]) -> dict[str, bytes]:
+    """Return path in the bundle → content of what runs on the device."""
+    if wrong := [name for name in given if not safe_name(f"{DEVICE}{name}")]:
+        raise BundleError(f"{wrong[0]!r} cannot stand in a bundle", why="letters, digits and ._-/ only")
+    return {f"{DEVICE}{name}": _read(path, f"the device's {name}") for name, path in given.items()}
+
+
 def _listing(written: Mapping[str, bytes]) -> list[dict[str, object]]:
     return [
         {"path": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -241,7 +252,7 @@ def _facts(contents: BundleContents, signature: Signature, samples: int) -> dict
     atol, rtol = contents.tolerances
     return {
         "format": "edgeprune-bundle",
-        "schema_version": 1,
+        "schema_version": 2,
         "name": contents.name,
         "origin": _origin(outcome),
         "plan": contents.plan.to_json(),
@@ -296,11 +307,11 @@ def derived(seen: Measurement, budget: Budget) -> dict[str, Any]:
     at = (budget.confidence, budget.quantile)
     return {
         "ratio": seen.ratio(*at).to_json(),
-        "latency_ms": seen.latency_ms(*at).to_json(),
-        "baseline_ms": seen.reference_ms(*at).to_json(),
+        "latency": seen.latency(*at).to_json(),
+        "baseline_latency": seen.reference_latency(*at).to_json(),
         "sessions": len(seen.sessions),
-        "calls": sum(len(each.candidate.wall_ns) for each in seen.sessions),
-        "baseline_calls": sum(len(each.reference.wall_ns) for each in seen.sessions),
+        "calls": sum(len(each.candidate.elapsed) for each in seen.sessions),
+        "baseline_calls": sum(len(each.reference.elapsed) for each in seen.sessions),
     }
 
 
@@ -345,7 +356,7 @@ def _readme(contents: BundleContents) -> str:
         name=contents.name,
         target=outcome.target,
         source="an emulator" if emulated else "the device",
-        budget=outcome.budget.summary(emulated),
+        budget=outcome.budget.summary(contents.measurement.metric),
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         before=_accuracy(outcome.baseline),
         after=_accuracy(outcome.result),
@@ -354,6 +365,7 @@ def _readme(contents: BundleContents) -> str:
         preprocessing=_preprocessing_line(contents.preprocessing),
         machine="any machine, as no device was measured" if emulated else "the machine it was made for",
         needs=f",\n{needs}" if needs else "",
+        device=_ON_THE_DEVICE if contents.device else "",
         verify=verify,
     )
 
@@ -369,6 +381,8 @@ def _preprocessing_line(facts: Mapping[str, Any] | None) -> str:
     mean, std = (", ".join(f"{each:g}" for each in facts[name]) for name in ("mean", "std"))
     return f"(pixel / 255 - mean) / std of each channel, mean {mean}, std {std}; {facts['layout']}"
 
+
+_ON_THE_DEVICE = "On the device it was made for it runs without Python packages: see device/README.txt.\n\n"
 
 _README = """\
 {name}: a pruned network, the latency it was measured at, and the means to check both.
@@ -387,7 +401,7 @@ Run it. Python 3.8 or newer, onnxruntime and numpy are all it needs:
     python runner.py --bench                             milliseconds on this machine, now
     python runner.py --selftest                          every digest, and the recorded answers
 
-Each takes --json. Write nothing into this folder: a bundle holds exactly the files its manifest lists.
+{device}Each takes --json. Write nothing into this folder: a bundle holds exactly the files its manifest lists.
 
 Check the promise. With edgeprune installed, on {machine}{needs}:
 

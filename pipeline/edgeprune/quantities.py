@@ -82,3 +82,8 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}{NBSP}min {rest}{NBSP}s"
     return f"{minutes // 60}{NBSP}h {minutes % 60}{NBSP}min"
+
+
+def three_digits(value: float) -> str:
+    """Return three significant digits, without the exponent that ``.3g`` gives a thousand."""
+    return f"{float(f'{value:.3g}'):.15g}"

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from edgeprune import charts, quantities
 from edgeprune.charts import Dot, Landmark, Row, Spot
 from edgeprune.measurement import Measurement
-from edgeprune.outcome import ModelFacts, Outcome, limit_of
+from edgeprune.metric import PER_UNIT, limit_of
+from edgeprune.outcome import ModelFacts, Outcome
 from edgeprune.report_subject import About, Seen
 from edgeprune.statistics import Interval
 from edgeprune.svg import clean
@@ -83,11 +84,9 @@ def _promise(outcome: Outcome, about: About) -> Markup:
 
 
 def _promise_in_ms(outcome: Outcome, about: About) -> Markup:
-    takes, ratio = outcome.result.latency_ms, outcome.result.ratio
+    takes, ratio = outcome.result.latency, outcome.result.ratio
     assert ratio is not None
-    p50, low, high = (
-        number(f"result.latency_ms.{end}", value, f"{value:.4g}") for end, value in takes.to_json().items()
-    )
+    p50, low, high = (number(f"result.latency.{end}", value, f"{value:.4g}") for end, value in takes.to_json().items())
     share = _ratio("result.ratio.p50", ratio.p50)
     parts = [
         Markup("{} was asked for.").format(_asked(outcome)),
@@ -99,7 +98,7 @@ def _promise_in_ms(outcome: Outcome, about: About) -> Markup:
 
 
 def _asked(outcome: Outcome) -> Markup:
-    requested, limit = clean(limit_of(outcome.budget.requested, outcome.emulated)), outcome.budget.limit_ratio
+    requested, limit = clean(limit_of(outcome.budget.requested, outcome.metric)), outcome.budget.limit_ratio
     if requested.endswith("x"):
         return Markup("<strong>{}</strong>").format(number("budget.limit_ratio", limit, requested))
     share = number("budget.limit_ratio", limit, f"{limit:.4g}x")
@@ -122,7 +121,7 @@ def _ends(ratio: Interval) -> Markup:
 
 def _keys(outcome: Outcome, about: About) -> list[dict[str, Any]]:
     before, after = outcome.baseline, outcome.result
-    times = _ARROW.join(about.latencies([each.latency_ms.p50])[0] for each in (before, after))
+    times = _ARROW.join(about.latencies([each.latency.p50])[0] for each in (before, after))
     exact = _ARROW.join(_accuracy(each.accuracy) for each in (before, after))
     sizes = _ARROW.join(quantities.count(each.parameters) for each in (before, after))
     speed = f"{quantities.fixed(1 / after.ratio.p50, 2)}x" if after.ratio else "not timed"
@@ -242,11 +241,11 @@ def _stage(stage: str, value: float, start: float | None) -> Compared:
 
 
 def _latencies(outcome: Outcome, about: About) -> Compared:
-    before, after = outcome.baseline.latency_ms, outcome.result.latency_ms
+    before, after = outcome.baseline.latency, outcome.result.latency
     return Compared(
         name=f"Latency, {about.unit}" + (" (emulated)" if about.emulated else ""),
-        before=_timed("baseline.latency_ms", before, about),
-        after=_timed("result.latency_ms", after, about),
+        before=_timed("baseline.latency", before, about),
+        after=_timed("result.latency", after, about),
         change=_change(before.p50, after.p50),
     )
 
@@ -454,10 +453,10 @@ def timing(final: Measurement | None, baseline: Measurement | None, about: About
     """Return the pictures of the raw samples of the final measurement, None without one."""
     if final is None or not final.sessions:
         return None
-    before, after = _clocked(final, 1, about), _clocked(final, 0, about)
+    before, after = _clocked(final, 1), _clocked(final, 0)
     marks = [
-        _mark("unpruned", "before", final.reference_ms(about.confidence, about.quantile), about),
-        _mark("result", "after", final.latency_ms(about.confidence, about.quantile), about),
+        _mark("unpruned", "before", final.reference_latency(about.confidence, about.quantile), about),
+        _mark("result", "after", final.latency(about.confidence, about.quantile), about),
     ]
     total = final.ratio(about.confidence, about.quantile)
     logs = [math.exp(each.log_ratio(about.quantile)) for each in final.sessions]
@@ -475,12 +474,12 @@ def timing(final: Measurement | None, baseline: Measurement | None, about: About
     }
 
 
-def _mark(name: str, style: str, latency_ms: Interval, about: About) -> tuple[str, str, float]:
-    return f"{name} {about.latency(latency_ms.p50)}", style, latency_ms.p50 * about.scale
+def _mark(name: str, style: str, latency: Interval, about: About) -> tuple[str, str, float]:
+    return f"{name} {about.latency(latency.p50)}", style, latency.p50
 
 
-def _clocked(measurement: Measurement, which: int, about: About) -> list[float]:
-    return [each / 1e6 * about.scale for session in measurement.sessions for each in session.clocks()[which]]
+def _clocked(measurement: Measurement, which: int) -> list[float]:
+    return [each / PER_UNIT for session in measurement.sessions for each in session.clocks()[which]]
 
 
 def _against_itself(baseline: Measurement | None, about: About) -> Markup | None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeprune import quantities
-from edgeprune.outcome import Outcome, limit_of, unit_of
+from edgeprune.metric import LATENCY, limit_of, unit_of
+from edgeprune.outcome import Outcome
 from edgeprune.statistics import Interval
 from edgeprune.trial import Trial
 
@@ -15,7 +16,7 @@ class About:
     """What every part of the page needs to know.
 
     Attributes:
-        unit: what a latency is printed in, with `scale` units in the millisecond of the records.
+        unit: what a latency is printed in.
         limit: the budget as a ratio, None if not known yet.
         planned: trials the search may make, None if not known.
     """
@@ -28,7 +29,6 @@ class About:
     limit: float | None
     emulated: bool
     unit: str
-    scale: float
     confidence: float
     quantile: float
     planned: int | None
@@ -38,16 +38,13 @@ class About:
         """Return the confidence as a word, for example "95 % interval"."""
         return f"{self.confidence * 100:g}{quantities.NBSP}% interval"
 
-    def latency(self, milliseconds: float) -> str:
+    def latency(self, value: float) -> str:
         """Return a latency with the unit that is true for this target."""
-        return f"{self.latencies([milliseconds])[0]}{quantities.NBSP}{self.unit}"
+        return f"{self.latencies([value])[0]}{quantities.NBSP}{self.unit}"
 
-    def latencies(self, milliseconds: Sequence[float]) -> list[str]:
+    def latencies(self, values: Sequence[float]) -> list[str]:
         """Return latencies without the unit, all with the decimals that suit the first."""
-        scaled = [each * self.scale for each in milliseconds]
-        if self.scale != 1:
-            return [quantities.count(each) for each in scaled]
-        return [quantities.fixed(each, quantities.decimals(scaled[0])) for each in scaled]
+        return [quantities.fixed(each, quantities.decimals(values[0])) for each in values]
 
 
 def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
@@ -57,18 +54,16 @@ def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
         of_outcome = ("model", "target", "strategy", "seed", "emulated", "metric")
         known |= {name: getattr(outcome, name) for name in of_outcome}
         known |= {"requested": outcome.budget.requested, "limit_ratio": outcome.budget.limit_ratio}
-    metric, emulated = known.get("metric", "latency_ns"), known.get("emulated", False)
-    counted = emulated or metric == "latency_ns"
+    metric, emulated = known.get("metric", LATENCY), known.get("emulated", False)
     return About(
         model=known.get("model", "a model"),
         target=known.get("target", "a target"),
         strategy=known.get("strategy", ""),
         seed=known.get("seed"),
-        requested=limit_of(known.get("requested", ""), emulated),
+        requested=limit_of(known.get("requested", ""), metric),
         limit=known.get("limit_ratio"),
         emulated=emulated,
-        unit=unit_of(emulated) if counted else metric,
-        scale=1.0 if counted else 1e6,
+        unit=unit_of(metric),
         confidence=known.get("confidence", 0.95),
         quantile=known.get("quantile", 0.5),
         planned=known.get("trials"),

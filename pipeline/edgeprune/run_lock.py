@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,26 +18,35 @@ class RunLock:
     """
 
     _held: ClassVar[set[Path]] = set()
+    _taking: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def take(cls, path: Path) -> "RunLock":
+    def take(cls, path: Path, *, mode: int = 0o644) -> "RunLock":
         """Return the lock on `path`, a file that is made if missing, folders included, and never removed.
+
+        Args:
+            path: of the file.
+            mode: permissions of a new file, before the umask.
 
         Raises:
             DeviceBusy: if somebody holds it.
             StorageFull: if the disk is full.
             ConfigError: if the file cannot be written.
         """
-        path = path.absolute()
+        with cls._taking:  # the kernel would give it to every thread of this process
+            return cls._take(path.absolute(), mode)
+
+    @classmethod
+    def _take(cls, path: Path, mode: int) -> "RunLock":
         if path in cls._held:
             raise _busy(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
         except OSError as error:
             raise _refused(path, error) from error
         try:

@@ -1,6 +1,6 @@
 """Raw samples as bytes: three rows of unsigned little-endian integers, compressed.
 
-    packed(calls) = item size (4, or 8 once a call lasts over 4.29 s) ‖ zlib level 1 of [wall_ns, cpu_ns, preempted]
+    packed(calls) = item size (4, or 8 once a call lasts over 4.29 s) ‖ zlib level 1 of [elapsed, on_cpu, preempted]
 
 About 1 kB for 200 calls.
 """
@@ -36,7 +36,7 @@ def unpacked(blob: bytes) -> Calls:
         raise ValueError("samples of an unknown width")
     rows = np.frombuffer(zlib.decompress(blob[1:]), dtype=f"<u{blob[0]}").reshape(3, -1)
     wall, cpu, preempted = (tuple(each) for each in rows.tolist())
-    return Calls(wall_ns=wall, cpu_ns=cpu, preempted=preempted)
+    return Calls(elapsed=wall, on_cpu=cpu, preempted=preempted)
 
 
 def samples_sha256(calls: Calls) -> str:
@@ -45,5 +45,5 @@ def samples_sha256(calls: Calls) -> str:
 
 
 def _table(calls: Calls) -> NDArray[np.unsignedinteger]:
-    rows = np.array([calls.wall_ns, calls.cpu_ns, calls.preempted], dtype="<u8")
+    rows = np.array([calls.elapsed, calls.on_cpu, calls.preempted], dtype="<u8")
     return rows if rows.max(initial=0) > _WIDEST_UINT32 else rows.astype("<u4")

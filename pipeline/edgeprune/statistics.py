@@ -30,6 +30,9 @@ every session changes nothing about it.
 ABSOLUTE_RUN_SD = 0.02
 """The same for a latency in milliseconds, which follows every change of the machine's speed."""
 
+COUNT_SD = 2e-5
+"""Standard deviation of the log ratio of two instruction counts: the same to a few dozen in tens of millions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -57,6 +58,43 @@ class Target(Protocol):
         Raises:
             CompileError: if the engine cannot be loaded or run.
             DeviceLost: if the device or its worker is gone.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selftest:
+    """Whether a bundle's own runner, on the device, gave the recorded answers, and what it said, in one sentence."""
+
+    ok: bool
+    detail: str
+
+
+@runtime_checkable
+class Packager(Protocol):
+    """What a target offers beside `Target` if its bundles hold more than the portable model."""
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        """Return what runs `engine` on the device without edgeprune: name below the bundle's ``device/`` → file.
+
+        ``README.txt`` says how; names below ``bin/`` are programs. The files must last until the target is left.
+
+        Raises:
+            DeviceLost: if they lie on the device and it is gone.
+        """
+        ...
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        """Return what the runner of the unpacked bundle says when it checks itself on the device.
+
+        Args:
+            bundle: its folder, every byte of which is as its manifest says.
+            model: its portable model, checked.
+            trusted: run code of the bundle that is not what this edgeprune would have put there.
+
+        Raises:
+            BundleError: if the bundle holds such code and it is not trusted.
+            DeviceLost: if the device is gone.
         """
         ...
 

@@ -11,6 +11,7 @@ then, and all of it is reported
     promise   what the bundle says of its budget is: met
     parity    on the target, the recorded inputs give the recorded answers
     selftest  so says runner.py as well, in a process of its own
+    device    so says the runner that the bundle holds for its device, on the device
     latency   measured again, the budget is not out of reach
     machine   it is the machine the promise was measured on
 """
@@ -31,15 +32,15 @@ from edgeprune.artifact import Artifact
 from edgeprune.bundle import Bundle, open_bundle
 from edgeprune.canonical import file_sha256
 from edgeprune.errors import BudgetMissed, BundleError, ConfigError, ParityFailed, ResultError
-from edgeprune.manifest import MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
+from edgeprune.manifest import DEVICE, MANIFEST, MEASUREMENT, RUNNER, Proof, budget_of, check_promise, profile_of
 from edgeprune.measurement import Measurement, Sampling
-from edgeprune.outcome import limit_of, unit_of
+from edgeprune.metric import limit_of, unit_of
 from edgeprune.pack import derived, how_to_verify, shipped_runner
 from edgeprune.parity_vectors import worst_excess
 from edgeprune.profile import Profile
 from edgeprune.signature import input_specs, read_signature
 from edgeprune.statistics import Interval
-from edgeprune.target import Target
+from edgeprune.target import Packager, Target
 
 ABSOLUTE_SLACK = 0.25
 """Share by which an absolute latency may be longer than claimed: machines drift by more than results differ."""
@@ -48,7 +49,7 @@ RUNNER_LIMIT_S = 300.0
 
 _MACHINE = "cpu_model"
 _RUNTIME = "onnxruntime"
-_INTERVALS = ("ratio", "latency_ms", "baseline_ms")
+_INTERVALS = ("ratio", "latency", "baseline_latency")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class VerifyReport:
         return {**facts, "checks": checks, "skipped": list(self.skipped)}
 
 
-_GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed}
+_GATES: Mapping[str, type[ResultError]] = {"parity": ParityFailed, "selftest": ParityFailed, "device": ParityFailed}
 
 
 def own_profile(bundle: Path, candidates: Sequence[Profile]) -> Profile:
@@ -139,10 +140,11 @@ def verify(
     Args:
         path: a bundle's folder or archive.
         profile: the profile that the bundle must have been measured with.
-        target: the open device of that profile; None: nothing is run on it.
+        target: the open device of that profile; None: nothing is run on it. One that packages runs the bundle's device
+            runner as well.
         baseline: the unpruned ONNX, ``baseline.onnx`` of the run; without it only absolute latency can be compared.
         remeasure: measure again, if there is a target.
-        trust_runner: run the bundle's runner.py even if this edgeprune does not know it. It can do anything you can.
+        trust_runner: run the bundle's runners even if this edgeprune does not know them. It can do anything you can.
 
     Raises:
         BundleError: if the bundle is not whole, contradicts itself, is of another profile, or has an unknown runner.
@@ -159,6 +161,8 @@ def verify(
         else:
             checks.append(_parity(bundle, target))
         checks.append(_selftest(bundle))
+        if isinstance(target, Packager):
+            checks += _on_the_device(bundle, target, trust_runner)
         if target is not None and remeasure:
             seen = _measured(bundle, target, reference)
             checks += [_latency(bundle, seen, reference), *_machine(bundle.manifest.measurement, seen)]
@@ -203,7 +207,7 @@ def _samples(bundle: Bundle) -> Check:
         raise BundleError(f"{MANIFEST} claims {differs} {claim}", why=f"the samples give {again[differs]}")
     if (seen.profile_digest, seen.emulated) != (bundle.manifest.profile_digest, claimed.emulated):
         raise BundleError(f"{MEASUREMENT} was taken with another profile than the manifest names")
-    latency = f"{claimed.latency_ms} {unit_of(claimed.emulated)}"
+    latency = f"{claimed.latency} {unit_of(claimed.metric)}"
     detail = f"ratio {claimed.ratio}, {latency} from {claimed.calls} calls in {claimed.sessions} sessions"
     detail += ", emulated" if claimed.emulated else ""
     if not differs:
@@ -268,7 +272,7 @@ def _promise(bundle: Bundle) -> Check:
     Its intervals were held to the samples before, its sizes to the files.
     """
     said = check_promise(bundle.manifest)
-    summary = said.summary(bundle.manifest.measurement.emulated)
+    summary = said.summary(bundle.manifest.measurement.metric)
     return Check(name="promise", ok=said.met, detail="; ".join([summary, *said.missed]))
 
 
@@ -295,6 +299,14 @@ def _selftest(bundle: Bundle) -> Check:
     if done.returncode == BundleError.exit_code:
         raise BundleError(f"{RUNNER} refuses the bundle", why=said)
     return Check(name="selftest", ok=done.returncode == 0, detail=said)
+
+
+def _on_the_device(bundle: Bundle, target: Packager, trusted: bool) -> list[Check]:
+    """Run what the bundle holds for its device on the device; a bundle that holds nothing for it has nothing to run."""
+    if not any(each.path.startswith(DEVICE) for each in bundle.manifest.files):
+        return []
+    said = target.selftest(bundle.path, bundle.model, trusted=trusted)
+    return [Check(name="device", ok=said.ok, detail=said.detail)]
 
 
 def _said(output: bytes) -> str:
@@ -346,17 +358,17 @@ RULE = "the whole interval would have to lie above"
 def _latency(bundle: Bundle, seen: Measurement, reference: Artifact | None) -> Check:
     """Compare with the budget; it is out of reach only if the whole interval is."""
     budget, claimed = budget_of(bundle.manifest), bundle.manifest.measurement
-    now_ms = seen.latency_ms(budget.confidence, budget.quantile)
-    unit, limit = unit_of(seen.emulated), limit_of(str(budget.latency), seen.emulated)
-    absolute = f"{_shown(now_ms)} {unit} now, {claimed.latency_ms} {unit} claimed"
+    now_takes = seen.latency(budget.confidence, budget.quantile)
+    unit, limit = unit_of(seen.metric), limit_of(str(budget.latency), seen.metric)
+    absolute = f"{_shown(now_takes)} {unit} now, {claimed.latency} {unit} claimed"
     if budget.latency.unit == "ms":
-        ok, found = now_ms.low <= budget.latency.value, f"{absolute}; {RULE} {limit}"
+        ok, found = now_takes.low <= budget.latency.value, f"{absolute}; {RULE} {limit}"
     elif reference is not None:
         now = seen.ratio(budget.confidence, budget.quantile)
         ok = now.low <= budget.latency.value
         found = f"ratio {_shown(now)} now, {claimed.ratio} claimed; {RULE} {limit}; {absolute}"
     else:
-        ok = now_ms.low <= claimed.latency_ms.high * (1 + ABSOLUTE_SLACK)
+        ok = now_takes.low <= claimed.latency.high * (1 + ABSOLUTE_SLACK)
         found = (
             f"{absolute}, {ABSOLUTE_SLACK:.0%} slack: weak, because machine speed drifts; --baseline gives the ratio"
         )

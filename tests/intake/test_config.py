@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError, ProfileError
-from edgeprune.intake.config import Config, FinetuneConfig, load_config
+from edgeprune.intake.config import Config, FinetuneConfig, load_config, load_devices
 from edgeprune.profile import load_profile
 from edgeprune.reward import RewardWeights
 
@@ -216,6 +216,22 @@ def test_a_target_table_overrides_a_profile(tmp_path: Path) -> None:
     assert config.profile("host").options["threads"] == 1
 
 
+def test_a_target_with_several_addresses_is_several_boards_of_one_kind(tmp_path: Path) -> None:
+    table = '[targets.shelf]\nprofile = "host"\naddress = ["ssh://a.local", "ssh://b.local"]\n'
+    config = load_config(written(tmp_path, MINIMAL + table))
+    one, other = config.boards("shelf")
+    assert (one.address, other.address) == ("ssh://a.local", "ssh://b.local")
+    assert one.digest == other.digest == config.profile("shelf").digest
+    assert config.boards("host") == (config.profile("host"),)
+
+
+@pytest.mark.parametrize("addresses", ['["ssh://a", "ssh://a"]', "[]"])
+def test_a_board_is_listed_once(tmp_path: Path, addresses: str) -> None:
+    config = load_config(written(tmp_path, MINIMAL + f'[targets.shelf]\nprofile = "host"\naddress = {addresses}\n'))
+    with pytest.raises(ProfileError, match="address"):
+        config.boards("shelf")
+
+
 def test_a_target_may_name_a_profile_file_beside_the_configuration(tmp_path: Path) -> None:
     """A profile's path is relative to the file that names it."""
     (tmp_path / "mine.toml").write_text('adapter = "formula"\n')
@@ -277,3 +293,14 @@ def test_a_configuration_is_frozen() -> None:
     config: Config = load_config(None, {"model.factory": "model:net", "data.arrays": "data.npz"})
     with pytest.raises(ValueError, match="frozen"):
         config.search.seed = 3  # type: ignore[misc]
+
+
+def test_devices_are_read_without_a_model_but_not_with_a_misspelt_table(tmp_path: Path) -> None:
+    table = '[targets.box]\nprofile = "host"\naddress = "10.0.0.7"\n'
+    devices = load_devices(written(tmp_path, table + "[search]\nno_such_setting = 1\n"))
+    assert [each.address for each in devices.boards("box")] == ["10.0.0.7"]
+    assert load_devices(None).boards("host") == (load_profile("host"),)
+    with pytest.raises(ConfigError, match="target"):
+        load_devices(written(tmp_path, table.replace("targets", "target")))
+    with pytest.raises(ConfigError, match="adress"):
+        load_devices(written(tmp_path, table.replace("address", "adress")))

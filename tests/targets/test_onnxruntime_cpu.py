@@ -28,7 +28,7 @@ class TestOnnxRuntimeCpuContract(TargetContract):
     @pytest.fixture(scope="class")
     @classmethod
     def profile(cls) -> Profile:
-        return load_profile("host")
+        return host()
 
 
 def host(**options: object) -> Profile:

@@ -32,7 +32,7 @@ from pydantic import (
 
 from edgeprune.budget import Budget, Latency
 from edgeprune.canonical import digest, file_sha256
-from edgeprune.errors import BudgetError, ConfigError
+from edgeprune.errors import BudgetError, ConfigError, ProfileError
 from edgeprune.intake.complaint import config_error
 from edgeprune.intake.factory import Factory
 from edgeprune.profile import Profile, load_profile
@@ -344,11 +344,12 @@ class TargetConfig(Section):
 
     Attributes:
         profile: a shipped profile or the path of a TOML file; None: the shipped profile of the table's name.
+        address: where the device is, or a list: several boards of one kind, among which measurements are spread.
     """
 
     profile: str | None = None
     adapter: str | None = None
-    address: str | None = None
+    address: str | Names | None = None
     arch: str | None = None
     precision: str | None = None
     channel_multiple: Count | None = None
@@ -402,14 +403,80 @@ class Config(Section):
         Raises:
             ProfileError: if it is unknown or malformed.
         """
-        settings = self.targets.get(name, TargetConfig())
-        source = settings.profile or name
-        if source.endswith(".toml"):
-            source = str(self.folder / source)
-        overrides = settings.model_dump(exclude_unset=True, exclude={"profile"}) | {"name": Path(name).stem}
-        if self.space.channel_multiple is not None:
-            overrides["channel_multiple"] = self.space.channel_multiple
-        return load_profile(source, overrides)
+        return self.boards(name)[0]
+
+    def boards(self, name: str) -> tuple[Profile, ...]:
+        """Return the profile of target `name` once for each of its addresses: the boards it may be measured on.
+
+        Raises:
+            ProfileError: if it is unknown or malformed, or an address is given twice.
+        """
+        return _boards(name, self.targets.get(name, TargetConfig()), self.folder, self.space.channel_multiple)
+
+
+class Devices(Section):
+    """The devices that a file names, whatever else it says or lacks: to examine a board takes no model.
+
+    Attributes:
+        targets: as in `Config`.
+        space: as in `Config`; its channel multiple is part of every profile.
+    """
+
+    targets: dict[str, TargetConfig] = {}
+    space: SpaceConfig = SpaceConfig()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember the folder that relative paths start from."""
+        if context:
+            self._folder = Path(context["folder"])
+
+    def boards(self, name: str) -> tuple[Profile, ...]:
+        """Return the profile of target `name` once for each of its addresses.
+
+        Raises:
+            ProfileError: if it is unknown or malformed, or an address is given twice.
+        """
+        return _boards(name, self.targets.get(name, TargetConfig()), self._folder, self.space.channel_multiple)
+
+
+def _boards(name: str, settings: TargetConfig, folder: Path, channel_multiple: int | None) -> tuple[Profile, ...]:
+    given = settings.address
+    addresses = (given,) if given is None or isinstance(given, str) else given
+    if not addresses or len(set(addresses)) < len(addresses):
+        raise ProfileError(
+            f"target {name!r}: address is {list(addresses)!r}",
+            why="one or more addresses are wanted, each of another board",
+        )
+    return tuple(_profile(name, settings, folder, channel_multiple, each) for each in addresses)
+
+
+def _profile(
+    name: str, settings: TargetConfig, folder: Path, channel_multiple: int | None, address: str | None
+) -> Profile:
+    source = settings.profile or name
+    if source.endswith(".toml"):
+        source = str(folder / source)
+    overrides = settings.model_dump(exclude_unset=True, exclude={"profile", "address"}) | {"name": Path(name).stem}
+    overrides |= {"address": address} if address is not None else {}
+    overrides |= {"channel_multiple": channel_multiple} if channel_multiple is not None else {}
+    return load_profile(source, overrides)
+
+
+def load_devices(path: Path | None) -> Devices:
+    """Return the devices that the file at `path` names, or those of no file: the shipped profiles alone.
+
+    Raises:
+        ConfigError: naming every setting of them that is unknown or out of range.
+    """
+    passed_over = set(Config.model_fields) - set(Devices.model_fields)
+    tree = {name: each for name, each in (_read(path) if path else {}).items() if name not in passed_over}
+    folder = (path.parent if path else Path.cwd()).resolve()
+    try:
+        return Devices.model_validate(tree, context={"folder": folder})
+    except ValidationError as error:
+        raise config_error(error, Config, path.name if path else "the command line") from error
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:

@@ -1,0 +1,83 @@
+"""The search: the problem as a searcher sees it, the narrowest plan first, then as many trials as there may be."""
+
+from collections.abc import Mapping
+
+from edgeprune.errors import NothingFits
+from edgeprune.importance import ranking, unit_importance
+from edgeprune.measurement import Measurement
+from edgeprune.metric import unit_of
+from edgeprune.quantities import three_digits
+from edgeprune.search.loop import Bench, search
+from edgeprune.search.problem import Problem
+from edgeprune.search.strategies import make_searcher
+from edgeprune.stages.baseline import CALIBRATION_BATCH
+from edgeprune.stages.prepare import Prepared
+from edgeprune.structure import Structure
+from edgeprune.trial import Trial
+
+
+def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
+    """Return the search problem: the space, how important every unit is, where the time goes, and the budget."""
+    importance = _importance(prepared)
+    return Problem(
+        space=prepared.structure.space,
+        layers=prepared.structure.layers,
+        ranking=ranking(importance),
+        importance=importance,
+        shares=layer_shares(prepared.structure, timing),
+        limit_ratio=bench.judge.limit_ratio,
+        multiple=prepared.profile.channel_multiple,
+        trials=prepared.config.search.trials,
+        seed=prepared.config.search.seed,
+    )
+
+
+def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
+    """Return group → importance of its units: computed once a run, for another number of threads rounds otherwise."""
+    known = prepared.ledger.fact(prepared.run, "importance")
+    if known is None:
+        batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
+        seen = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+        known = {name: [float(each) for each in units] for name, units in seen.items()}
+        prepared.ledger.record(prepared.run, "importance", known)
+    return {name: tuple(units) for name, units in known.items()}
+
+
+def layer_shares(structure: Structure, timing: Measurement) -> dict[str, float]:
+    """Return layer name → share of the time of one call; what is missing to 1 is spent elsewhere."""
+    total = sum(timing.layers.values())
+    if not total:
+        return {}
+    return {each.name: timing.layers[each.node] / total for each in structure.layers if each.node in timing.layers}
+
+
+def look(prepared: Prepared, bench: Bench, problem: Problem) -> list[Trial]:
+    """Return the trials of the search, the narrowest plan first: if even that misses the budget, nothing fits.
+
+    Raises:
+        NothingFits: saying what can be reached and what would make the budget fit.
+    """
+    narrowest = problem.plan({group.name: group.choices[0] for group in problem.space.groups})
+    probe = bench.try_plan(narrowest, "probe", 0)
+    if probe.measurement is not None and bench.judge.ratio(probe.measurement).low > problem.limit_ratio:
+        raise _nothing_fits(prepared, bench, probe)
+    config = prepared.config.search
+    searcher = make_searcher(config.strategy, problem)
+    with prepared.progress.stage(f"search ({config.strategy})", total=problem.trials) as stage:
+        trials = search(bench, searcher, problem.trials, stage, time_limit_s=config.time_limit_s)
+    return [probe, *trials]
+
+
+def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
+    assert probe.measurement is not None
+    reach, confidence = bench.judge.ratio(probe.measurement), prepared.budget.confidence
+    reachable = probe.measurement.latency(confidence, prepared.budget.quantile)
+    stays = "; ".join(f"{each.layer}: {each.reason}" for each in prepared.structure.unprunable[:2])
+    in_ms = prepared.budget.latency.unit == "ms"
+    enough = f"{three_digits(reachable.high * 1.02)}ms" if in_ms else f"{reach.high * 1.02:.3f}x"
+    takes = f"{reach.p50:.3f}x ({three_digits(reachable.p50)} {unit_of(probe.measurement.metric)})"
+    return NothingFits(
+        f"{prepared.budget.latency} is out of reach: the narrowest plan takes {takes}",
+        why=f"what must stay costs that much; {stays}",
+        next_step=f"ask for at least {enough}, exclude less, or try another space.minimum_ratio or channel_multiple",
+    )

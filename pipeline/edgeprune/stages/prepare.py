@@ -1,0 +1,227 @@
+"""What a run works on: the data, the model, its graph and its channel groups, checked before any device is asked."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from edgeprune.artifact import Artifact, TensorSpec
+from edgeprune.budget import Budget
+from edgeprune.canonical import digest, file_sha256
+from edgeprune.cut import proven
+from edgeprune.durable import storage_errors
+from edgeprune.errors import DataError, LedgerError, NothingFits
+from edgeprune.evaluate import write_graph
+from edgeprune.export import export
+from edgeprune.intake.config import Config
+from edgeprune.intake.data import Splits, load_data
+from edgeprune.intake.model import LoadedModel, load_model
+from edgeprune.ledger import Ledger
+from edgeprune.manifest import PARITY_SAMPLES as RECORDED
+from edgeprune.profile import Profile
+from edgeprune.progress import Progress, Silent
+from edgeprune.provenance import code_digest, machine, versions
+from edgeprune.run_lock import RunLock
+from edgeprune.search.loop import Done, insist
+from edgeprune.structure import Structure, build_structure
+from edgeprune.tolerance import tolerances
+
+SLUG = 20
+"""Letters of a model's or a profile's name that stand in the name of a run."""
+
+LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One deploy, as asked for.
+
+    Attributes:
+        config: everything but where to.
+        target: name of the target, a shipped profile or a table of the configuration.
+        out: folder of runs and bundles.
+        command: what the user typed, for the report.
+        stop: raises `Interrupted` when the user asked to stop.
+        fresh: forget what an earlier run of the same request did.
+        sleep: waits between two tries of a device that failed.
+    """
+
+    config: Config
+    target: str
+    out: Path
+    command: str = ""
+    progress: Progress = Silent()  # noqa: RUF009 - it has no state
+    stop: Callable[[], None] = lambda: None
+    fresh: bool = False
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run works on: nothing in it was measured yet."""
+
+    request: Request
+    boards: tuple[Profile, ...]
+    budget: Budget
+    model: LoadedModel
+    splits: Splits
+    graph: onnx.ModelProto
+    baseline: Artifact
+    structure: Structure
+    run: str
+    folder: Path
+    ledger: Ledger
+
+    @property
+    def profile(self) -> Profile:
+        """Return what the target's boards have in common, and the address of the first."""
+        return self.boards[0]
+
+    @property
+    def config(self) -> Config:
+        """Return the configuration."""
+        return self.request.config
+
+    @property
+    def progress(self) -> Progress:
+        """Return where to say what is being done."""
+        return self.request.progress
+
+    def insist(self, action: Callable[[], Done]) -> Done:
+        """Return what `action` returns, tried again while the device fails."""
+        return insist(action, self.ledger, self.run, sleep=self.request.sleep)
+
+
+def prepare(request: Request, stack: ExitStack) -> Prepared:
+    """Return the model, the data, the graph and the structure, checked; opens the ledger on `stack`."""
+    config, progress = request.config, request.progress
+    boards, budget = config.boards(request.target), config.budget.to_budget()
+    profile = boards[0]
+    tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
+    with progress.stage("load data and model"):
+        splits = load_data(config.data)
+        model = load_model(config.model, input_shape=splits.input_shape)
+        splits.check_fit(model)
+        _check_enough(splits)
+    code = [code_digest(model.module), versions(), machine()]
+    run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
+    folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if request.fresh:
+        _forget(folder)
+    ledger = stack.enter_context(Ledger.open(folder / LEDGER))
+    example = splits.calibration.tensor(slice(0, 2))
+    with progress.stage("export to ONNX"):
+        graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
+    with progress.stage("find channel groups"):
+        structure = find_structure(config, profile, model.module, example, graph)
+    return Prepared(
+        request=request,
+        boards=boards,
+        budget=budget,
+        model=model,
+        splits=splits,
+        graph=graph,
+        baseline=baseline,
+        structure=structure,
+        run=run,
+        folder=folder,
+        ledger=ledger,
+    )
+
+
+def _check_enough(splits: Splits) -> None:
+    fewest, found = RECORDED[0], len(splits.train)
+    if found < fewest:
+        raise DataError(
+            f"{splits.name}: only {found} training images",
+            why=f"a bundle records what the model answers to at least {fewest}",
+            next_step="give more images, or lower data.validation or data.test",
+        )
+
+
+def run_name(model: str, profile: str, budget: Budget, run: str) -> str:
+    """Return what a run's folder and its bundle are called: a name that the manifest accepts, however long the others.
+
+    Two slugs that are cut to the same are told apart by the run's digest.
+    """
+    latency = str(budget.latency).replace("+", "")  # of an exponent
+    return f"{_slug(model)}-{_slug(profile)}-{latency}-{run[:8]}"
+
+
+def _slug(name: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "_", name.rpartition(":")[2].lower()).strip("_")
+    return slug[:SLUG].rstrip("_") or "model"
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier run left in its folder, unless it is still running.
+
+    Raises:
+        DeviceBusy: if it is.
+    """
+    lock = RunLock.take(folder / LOCK)
+    try:
+        with storage_errors(folder):
+            for each in folder.iterdir():
+                if each.name != LOCK:
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+    finally:
+        lock.release()
+
+
+def find_structure(
+    config: Config, profile: Profile, module: nn.Module, example: torch.Tensor, graph: onnx.ModelProto
+) -> Structure:
+    """Return the prunable structure of a module, every group proven by a trial cut.
+
+    Raises:
+        NothingFits: if no layer can be pruned.
+    """
+    structure = build_structure(
+        module,
+        example[:1],
+        graph,
+        multiple=profile.channel_multiple,
+        minimum_ratio=config.space.minimum_ratio,
+        exclude=config.space.exclude,
+    )
+    structure = proven(module, example, structure)
+    if not structure.space.groups:
+        reasons = "; ".join(f"{each.layer}: {each.reason}" for each in structure.unprunable[:3])
+        raise NothingFits(
+            "no layer of the model can be pruned", why=reasons, next_step="edgeprune space lists every layer and why"
+        )
+    return structure
+
+
+def _exported(
+    module: nn.Module, example: torch.Tensor, folder: Path, ledger: Ledger, run: str
+) -> tuple[onnx.ModelProto, Artifact]:
+    """Return the unpruned graph, exported once per run: a resumed run reads the file the first one wrote.
+
+    Raises:
+        LedgerError: if the file is damaged and this PyTorch exports another graph than the one the run started with.
+    """
+    path, inputs = folder / "baseline.onnx", (TensorSpec(name="input", shape=tuple(example.shape)),)
+    known = ledger.fact(run, "baseline.onnx")
+    if known is not None and path.is_file() and file_sha256(path) == known:
+        return onnx.load(path, load_external_data=False), Artifact.of(path, kind="onnx", inputs=inputs)
+    graph = export(module, example)
+    artifact = write_graph(graph, path, inputs, lasting=True)
+    if known not in (None, artifact.sha256):
+        raise LedgerError(
+            f"{path} was changed, and exporting the model again gives another graph",
+            why="the run was started with another PyTorch",
+            next_step="start over with --fresh",
+        )
+    ledger.record(run, "baseline.onnx", artifact.sha256)
+    return graph, artifact

@@ -1,0 +1,167 @@
+"""The winner, trained further and proven: it answers as PyTorch does, and was timed and counted as it will ship."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune.artifact import Artifact
+from edgeprune.canonical import digest
+from edgeprune.errors import ParityFailed
+from edgeprune.evaluate import write_graph
+from edgeprune.finetune import finetune
+from edgeprune.intake.images import ArraySet
+from edgeprune.measurement import Measurement
+from edgeprune.search.loop import Bench
+from edgeprune.stages.baseline import EVALUATION_BATCH, final_sampling
+from edgeprune.stages.prepare import Prepared
+from edgeprune.target import Packager, Target
+from edgeprune.tolerance import tolerances
+from edgeprune.trial import Trial
+
+if TYPE_CHECKING:
+    from edgeprune.finetune import FinetuneResult
+
+PARITY_SAMPLES = 4
+
+
+def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
+    """Return the winner, trained further with the unpruned model as its teacher; resumes from its checkpoint."""
+    student = bench.base.evaluator.candidate(winner.plan)
+    checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
+    with prepared.progress.stage("fine-tune", total=1.0) as stage:
+        done = 0.0
+
+        def told(state: Any) -> None:
+            nonlocal done
+            stage.advance(state.fraction - done, note=getattr(state, "note", ""))
+            done = state.fraction
+            prepared.request.stop()
+
+        return finetune(
+            student,
+            prepared.model.module,
+            prepared.splits.train,
+            prepared.splits.validation,
+            prepared.config.finetune,
+            checkpoint=checkpoint,
+            origin=digest([prepared.run, winner.plan.digest]),
+            progress=told,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A tuned model on the target: it answers as PyTorch does, was timed, and what its bundle holds for the device."""
+
+    artifact: Artifact
+    timing: Measurement
+    parity_inputs: Mapping[str, np.ndarray[Any, Any]]
+    parity_outputs: Mapping[str, np.ndarray[Any, Any]]
+    tolerances: tuple[float, float]
+    device: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the packaged model was seen to do."""
+
+    checked: Checked
+    baseline_accuracy: float
+    accuracy: float
+    test_images: int
+    validation: Mapping[str, float]
+
+
+def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned: "FinetuneResult") -> Checked:
+    """Return the tuned model on the target: same answers as PyTorch, fresh latency.
+
+    Raises:
+        ParityFailed: if the engine answers otherwise than PyTorch.
+    """
+    graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
+    artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs, lasting=True)
+    engine = prepared.insist(lambda: target.compile(artifact))
+    images = prepared.splits.train.tensor(slice(0, PARITY_SAMPLES))  # validation may have fewer than a bundle records
+    wanted = _answers(tuned.module, images)
+    allowed = tolerances(prepared.profile, float(np.abs(wanted).max()))
+    prepared.insist(lambda: _check_parity(target, engine, images.numpy(), wanted, allowed))
+    return Checked(
+        artifact=artifact,
+        timing=_final_timing(prepared, bench, target, engine),
+        parity_inputs={"input": images.numpy()},
+        parity_outputs={"output": wanted},
+        tolerances=allowed,
+        device=prepared.insist(partial(target.package, engine)) if isinstance(target, Packager) else {},
+    )
+
+
+def prove(prepared: Prepared, bench: Bench, winner: Trial, tuned: "FinetuneResult", checked: Checked) -> Proof:
+    """Return what is delivered with its accuracy: on validation at every step, on test before and after."""
+    test = _test_accuracy(prepared, bench, tuned.module, checked.artifact.sha256)
+    assert winner.quality is not None
+    return Proof(
+        checked=checked,
+        baseline_accuracy=test["baseline"],
+        accuracy=test["result"],
+        test_images=test["images"],
+        validation={
+            "baseline": bench.judge.baseline.accuracy,
+            "cut": winner.quality.accuracy,
+            "tuned": bench.base.evaluator.judge(tuned.module).accuracy,
+        },
+    )
+
+
+def _final_timing(prepared: Prepared, bench: Bench, target: Target, engine: Artifact) -> Measurement:
+    known = prepared.ledger.fact(prepared.run, "final_measurement")
+    if known is not None and known["artifact_sha256"] == engine.sha256:
+        return Measurement.from_json(known)
+    sampling = replace(final_sampling(prepared, bench), threshold=None, layers=True, seed=1_000_003)
+    timing = prepared.insist(lambda: target.measure(engine, sampling))
+    prepared.ledger.record(prepared.run, "final_measurement", timing.to_json())
+    return timing
+
+
+def _answers(module: nn.Module, images: torch.Tensor) -> np.ndarray[Any, Any]:
+    with torch.inference_mode():
+        return np.concatenate([module.eval()(each[None]).numpy() for each in images])
+
+
+def _check_parity(
+    target: Target,
+    engine: Artifact,
+    images: np.ndarray[Any, Any],
+    wanted: np.ndarray[Any, Any],
+    allowed: tuple[float, float],
+) -> None:
+    seen = np.concatenate([target.run(engine, {"input": each[None]})["output"] for each in images])
+    excess = np.abs(seen - wanted) - (allowed[0] + allowed[1] * np.abs(wanted))
+    if not (np.isfinite(seen).all() and excess.max() <= 0):
+        raise ParityFailed(
+            "the engine answers otherwise than PyTorch",
+            why=f"largest difference {np.abs(seen - wanted).max():.2e}, largest answer {np.abs(wanted).max():.2e}",
+            next_step="report this model: its graph is cut or compiled wrongly",
+        )
+
+
+def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: str) -> Mapping[str, Any]:
+    """Return accuracy on the test split of the unpruned and the final model: the one place where it is read."""
+    known = prepared.ledger.fact(prepared.run, "test")
+    if known is not None and known["model"] == sha256:
+        return known  # type: ignore[no-any-return]
+    test: ArraySet = prepared.splits.open_test()
+    accuracy = bench.base.evaluator.accuracy
+    facts = {
+        "baseline": accuracy(prepared.model.module, test.batches(EVALUATION_BATCH)),
+        "result": accuracy(tuned, test.batches(EVALUATION_BATCH)),
+        "images": len(test),
+        "model": sha256,
+    }
+    prepared.ledger.record(prepared.run, "test", facts)
+    return facts

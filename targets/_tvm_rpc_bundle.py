@@ -1,0 +1,86 @@
+"""What a bundle holds for a board that TVM compiled for, and what may be run of it.
+
+device/engine.so            the engine
+device/bin/edgeprune-run    runs, times and checks it; needs the C library alone
+device/board_run.py         the same from Python; needs numpy and apache-tvm-ffi
+device/README.txt           how
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.artifact import Artifact
+from edgeprune.canonical import file_sha256
+from edgeprune.errors import BundleError, CompileError
+from edgeprune.target import Selftest
+
+from ._tvm_rpc_board import RUNNER, programs  # noqa: TID251 private parts of this adapter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+ENGINE = "tvm-so"
+"""Kind of the artifacts that this adapter makes."""
+
+
+def shipped(arch: str) -> dict[str, Path]:
+    """Return name below ``device/`` → file of everything but the engine.
+
+    Raises:
+        ProfileError: if the programs for `arch` are not built.
+    """
+    own = Path(str(files("edgeprune.device"))) / "arm"
+    return {
+        "bin/edgeprune-run": programs(arch) / "bin" / "edgeprune-run",
+        "board_run.py": own / "board_run.py",
+        "README.txt": own / "bundle-readme.txt",
+    }
+
+
+def check_trust(bundle: Path, engine: Artifact, arch: str) -> None:
+    """Check that a bundle would run nothing but what this edgeprune would have put there: runner and engine.
+
+    Raises:
+        BundleError: if it would.
+    """
+    ours = {RUNNER: shipped(arch)["bin/edgeprune-run"], "device/engine.so": engine.path}
+    for name, path in ours.items():
+        if not (bundle / name).is_file() or file_sha256(bundle / name) != file_sha256(path):
+            raise BundleError(
+                f"{name} of the bundle is not what this edgeprune would have put there",
+                why="it runs on the board with your rights",
+                next_step="if you trust whoever made the bundle: edgeprune verify --trust-runner",
+            )
+
+
+def answered(bundle: Path, model: Artifact, run: "Callable[[Artifact, Arrays], Arrays]") -> Selftest:
+    """Return whether the bundle's engine gives the recorded answers when `run` runs it on the board."""
+    import numpy
+
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    parity, ports = manifest["parity"], manifest["signature"]
+    engine = Artifact.of(bundle / "device" / "engine.so", kind=ENGINE, inputs=model.inputs)
+    sides = {}
+    for side in ("input", "output"):
+        arrays = [
+            numpy.load(bundle / "parity" / f"{side}_{place}.npy", allow_pickle=False)
+            for place in range(len(ports[f"{side}s"]))
+        ]
+        sides[side] = [numpy.split(each, parity["samples"]) for each in arrays]
+    worst = 0.0
+    for sample in range(parity["samples"]):
+        given = {port["name"]: each[sample] for port, each in zip(ports["inputs"], sides["input"], strict=True)}
+        try:
+            got = run(engine, given)
+        except CompileError as error:
+            return Selftest(ok=False, detail=f"{error.what}: {error.why}")
+        for port, each in zip(ports["outputs"], sides["output"], strict=True):
+            allowed = parity["atol"] + parity["rtol"] * numpy.abs(each[sample])
+            worst = max(worst, float((numpy.abs(got[port["name"]] - each[sample]) / allowed).max(initial=0.0)))
+    detail = f"its engine answered {parity['samples']} recorded samples, off by {worst:.3g} of what is tolerated"
+    return Selftest(ok=worst <= 1, detail=f"{detail}; its runner was not started")

@@ -1,0 +1,450 @@
+"""An ARM board, or an emulated one, through TVM: compiled here, brought there by RPC, timed there.
+
+    # profiles/raspberry-pi-5.toml
+    adapter = "tvm_rpc"
+    arch = "aarch64"
+    [options]
+    board = "remote"        # "emulated": start one here under qemu; "local": start one here as it is, for tests
+    cpu = "cortex-a76"      # what kernels are made for
+    threads = 1             # of one inference: kernels run on one
+    pin = 3                 # the CPU of the board that is timed on; without it the last one
+    priority = "auto"       # real-time FIFO, else nice -20, else normal; "normal": do not ask for more
+    time_limit_s = 120      # of one request, beyond the sampling it is asked for
+    busy_wait_s = 10        # for a board that somebody else holds
+    slow_limit = 1.3        # the sentinel this much slower than before: the measurement is refused as Unstable
+
+    # edgeprune.toml
+    [targets.rpi5]
+    profile = "raspberry-pi-5"
+    address = "ssh://me@pi.local"       # or "tcp://127.0.0.1:9190", a tunnel that you keep open yourself
+
+One engine file goes to the board: kernels, constants and the program that calls them. The board's server,
+edgeprune-board, holds one session at a time and times candidate and sentinel in alternating blocks, see deploy/arm/. An
+emulated board counts executed instructions instead; they say nothing about milliseconds, and no time of an emulator is
+ever recorded.
+"""
+
+import importlib.util
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.artifact import Artifact
+from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, ProfileError
+from edgeprune.measurement import Calls, Measurement, Sampling, Session
+from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
+from edgeprune.profile import Profile
+from edgeprune.target import Finding, Selftest, Target
+
+from ._tvm_rpc_board import ChildBoard, TcpBoard, cache_folder, emulator, programs  # noqa: TID251 private parts
+from ._tvm_rpc_bundle import ENGINE, answered, check_trust, shipped  # noqa: TID251
+from ._tvm_rpc_options import board_of, options_of  # noqa: TID251
+from ._worker import WatchedWorker  # noqa: TID251
+from ._yardstick import Yardstick  # noqa: TID251
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ENGINES_KEPT = 2 << 30
+"""Bytes of engines that are kept for as long as the board is held; those unused for longest go first."""
+
+COUNTS_AGREE = 1e-4
+"""Share by which counts of one engine may differ within a measurement."""
+
+PACKAGES = ("tvm", "tvm_ffi")
+
+
+@contextmanager
+def connect(profile: Profile) -> Iterator[Target]:
+    """Yield the board; what runs here for its sake ends with the context, or with this process.
+
+    Raises:
+        ProfileError: if an option or the address makes no sense, the board is of another kind, or something that is
+            needed is not installed here.
+        DeviceBusy: if somebody else holds the board.
+        DeviceLost: if the board cannot be reached.
+    """
+    _check_packages(profile)
+    target = TvmRpc(profile)
+    try:
+        target.start()
+        yield target
+    finally:
+        target.close()
+
+
+class TvmRpc:
+    """One board and the worker that talks to it; either is replaced on the next call once it is lost."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._options = options_of(profile)
+        self._board = board_of(profile, self._options)
+        self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
+        self._worker = WatchedWorker(
+            "TVM",
+            "_tvm_rpc_worker",
+            {
+                "arch": profile.arch,
+                "cpu": self._options["cpu"],
+                "precision": profile.precision,
+                "engines": self._folder.name,
+                "kernels": str(cache_folder() / "tvm"),
+            },
+            limit_s=float(self._options["time_limit_s"]),
+            environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self._yardstick = Yardstick(float(self._options["slow_limit"]))
+
+    @property
+    def profile(self) -> Profile:
+        """Return the profile it was opened with."""
+        return self._profile
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Return the process id of the worker, None while there is none."""
+        return self._worker.pid
+
+    @property
+    def board_pid(self) -> int | None:
+        """Return the process id of the board's server if it is a child of ours, else None."""
+        return self._board.pid if isinstance(self._board, ChildBoard) else None
+
+    def start(self) -> None:
+        """Take the board and check that it is what the profile says.
+
+        Raises:
+            ProfileError: if it is not.
+            DeviceBusy, DeviceLost: if it cannot be had.
+        """
+        self._facts()
+
+    def close(self) -> None:
+        """Give the board back, and end what runs here."""
+        self._worker.close()
+        self._board.close()
+        self._folder.cleanup()
+
+    def compile(self, graph: Artifact) -> Artifact:
+        """Return the engine for an ONNX graph, made on this machine."""
+        graph.check()
+        doing = f"compiling {graph.path.name}"
+        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph)}, doing)
+        engine = Artifact.of(Path(reply["path"]), kind=ENGINE, inputs=graph.inputs)
+        self._make_room(engine.path)
+        return engine
+
+    def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
+        """Return the outputs of one call on the board, by name."""
+        _, outputs = self._ask({"do": "run", "engine": _engine(engine)}, f"running {engine.path.name}", inputs)
+        return outputs
+
+    def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
+        """Return the timing of `engine` against `sampling.reference`, or the count of instructions where they count.
+
+        Raises:
+            Unstable: if the sentinel was slower than `slow_limit` times what it was in earlier measurements.
+        """
+        started, before = time.monotonic(), self._facts()
+        brought = [_engine(each) for each in (engine, sampling.reference)]
+        self._ask({"do": "bring", "engines": brought}, f"loading {engine.path.name}")
+        replies: list[Mapping[str, Any]] = []
+        sessions: list[Session] = []
+        began = time.monotonic()
+        while not sampling.enough(sessions, 0.0 if self._emulated else time.monotonic() - began):
+            replies.append(self._session(engine, sampling, len(sessions)))
+            sessions.append(self._calls_of(replies[-1]))
+        layers = self._layers(engine) if sampling.layers else {}
+        after = self._facts(forget=[] if engine.sha256 == sampling.reference.sha256 else [engine.sha256])
+        seen = Measurement(
+            profile_digest=self._profile.digest,
+            artifact_sha256=engine.sha256,
+            reference_sha256=sampling.reference.sha256,
+            sessions=tuple(sessions),
+            conditions=self._conditions(before, after, replies),
+            taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=time.monotonic() - started,
+            metric=self._metric,
+            emulated=self._emulated,
+            layers=layers,
+        )
+        return replace(seen, flags=tuple(self._flags(seen, before, after)))
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        """Return what runs `engine` on the board without edgeprune, as `edgeprune.target.Packager` says."""
+        engine.check()
+        return {"engine.so": engine.path, **shipped(self._profile.arch)}
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        """Return what the bundle's runner says when it checks itself on the board.
+
+        Through ``tcp://`` nothing but the server is reached, so there the bundle's engine answers by itself.
+        """
+        if not trusted:
+            check_trust(bundle, self.compile(model), self._profile.arch)
+        if isinstance(self._board, TcpBoard):
+            return answered(bundle, model, self.run)
+        return self._board.selftest(bundle)
+
+    def _session(self, engine: Artifact, sampling: Sampling, number: int) -> Mapping[str, Any]:
+        request = {
+            "do": "time",
+            "candidate": _engine(engine),
+            "reference": _engine(sampling.reference),
+            "session_ms": sampling.session_ms,
+            "block_ms": sampling.block_ms,
+            "dropped_calls": sampling.dropped_calls,
+            "seed": f"{sampling.seed} {number}",
+            "priority": self._options["priority"],
+        }
+        reply, _ = self._ask(request, f"timing {engine.path.name}", extra_s=sampling.session_ms / 1000)
+        return reply
+
+    def _calls_of(self, reply: Mapping[str, Any]) -> Session:
+        """Return the samples in a reply, which a board may have garbled."""
+        if reply.get("metric") != self._metric:
+            raise self._strange(f"its samples are of {reply.get('metric')!r}")
+        candidate, reference = (self._samples(reply.get(which)) for which in ("candidate", "reference"))
+        return Session(candidate=candidate, reference=reference, single_threaded=True)
+
+    def _samples(self, value: Any) -> Calls:
+        columns = {"wall_ns": value, "cpu_ns": value} if self._emulated else value
+        try:
+            elapsed, on_cpu = (tuple(columns[name]) for name in ("wall_ns", "cpu_ns"))
+            preempted = (0,) * len(elapsed) if self._emulated else tuple(columns["preempted"])
+        except (TypeError, LookupError) as error:
+            raise self._strange("its samples are no samples") from error
+        whole = all(type(each) is int for column in (elapsed, on_cpu, preempted) for each in column)
+        if not whole or not len(elapsed) == len(on_cpu) == len(preempted) > 0 or min(elapsed + on_cpu) <= 0:
+            raise self._strange("its samples are no samples")
+        return Calls(elapsed=elapsed, on_cpu=on_cpu, preempted=preempted)
+
+    def _strange(self, why: str) -> DeviceLost:
+        self._board.lost()
+        return DeviceLost("the board answers what was not asked", why=why, next_step="install its server again")
+
+    def _layers(self, engine: Artifact) -> dict[str, float]:
+        reply, _ = self._ask({"do": "layers", "engine": _engine(engine)}, f"profiling {engine.path.name}")
+        if reply["metric"] != self._metric:
+            raise self._strange(f"its costs are of {reply['metric']!r}")
+        return dict(reply["costs"])
+
+    def _flags(self, seen: Measurement, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+        if self._emulated:
+            return _disagreements(seen)
+        slow = self._yardstick.compare(seen.reference_sha256, seen.reference_latency().p50)
+        return [*_changes(before.get("conditions"), after.get("conditions")), *slow, *seen.unsteady()]
+
+    def _conditions(
+        self, before: Mapping[str, Any], after: Mapping[str, Any], replies: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        facts = {name: value for name, value in after.items() if name not in _PASSING}
+        common = {"board": facts, "tvm": self._worker.hello["tvm"], "threads": 1, "cpu": self._options["cpu"]}
+        if self._emulated:
+            return {**common, "notes": ["executed instructions of an emulated CPU were counted; they are no time"]}
+        timing: dict[str, Any] = {"before": before.get("conditions"), "after": after.get("conditions"), "notes": []}
+        how = {"priority": replies[-1].get("priority"), "warm_up": [each.get("warm_up") for each in replies]}
+        return {**common, **timing, **how}
+
+    @property
+    def _emulated(self) -> bool:
+        return bool(self._options["board"] == "emulated")
+
+    @property
+    def _metric(self) -> str:
+        return EMULATED_INSTRUCTIONS if self._emulated else LATENCY
+
+    def _facts(self, forget: Sequence[str] = ()) -> Mapping[str, Any]:
+        """Return what the board says of itself, once that fits the profile."""
+        facts, _ = self._ask({"do": "facts", "forget": list(forget)}, "asking the board what it is")
+        if facts.get("machine") != self._profile.arch:
+            raise ProfileError(
+                f"the board is {facts.get('machine')!r}, profile {self._profile.name!r} is for {self._profile.arch}",
+                next_step="choose the profile of the board, or correct its arch",
+            )
+        if facts.get("metric") != self._metric:
+            raise ProfileError(
+                f"the board counts {facts.get('metric')!r}, profile {self._profile.name!r} wants {self._metric}",
+                why="it is emulated" if facts.get("emulated") else "it is not emulated",
+                next_step='board = "emulated" belongs to emulated boards, "remote" to real ones',
+            )
+        return facts
+
+    def _ask(
+        self,
+        request: Mapping[str, Any],
+        doing: str,
+        arrays: "Mapping[str, NDArray[Any]] | None" = None,
+        extra_s: float = 0.0,
+    ) -> "tuple[dict[str, Any], dict[str, NDArray[Any]]]":
+        wait_s, pin = float(self._options["busy_wait_s"]), self._options["pin"]
+        door = asdict(self._board.door())
+        whole = {"door": door, "busy_wait_s": wait_s, "pin": -1 if pin is None else pin, **request}
+        try:
+            return self._worker.ask(whole, doing, arrays, extra_s + wait_s)
+        except DeviceLost:
+            self._board.lost()
+            raise
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the engines that were used longest ago where there are too many of them."""
+        engines = sorted(Path(self._folder.name).glob("*.so"), key=lambda each: each.stat().st_atime_ns)
+        excess = sum(each.stat().st_size for each in engines) - ENGINES_KEPT
+        for each in engines:
+            if excess > 0 and each != newest:
+                excess -= each.stat().st_size
+                each.unlink()
+
+
+_PASSING = ("conditions", "folder", "last_end", "features")
+"""What a board says that belongs to a moment, or to nobody else."""
+
+
+def _model(graph: Artifact) -> dict[str, Any]:
+    inputs = [asdict(each) for each in graph.inputs]
+    return {"path": str(graph.path.resolve()), "sha256": graph.sha256, "inputs": inputs}
+
+
+def _engine(engine: Artifact) -> dict[str, Any]:
+    if engine.kind != ENGINE:
+        raise CorruptArtifact(f"{engine.path.name} is {engine.kind!r}, no engine of this target")
+    return {"path": str(engine.path.resolve()), "sha256": engine.sha256}
+
+
+def _disagreements(seen: Measurement) -> list[str]:
+    """Return a flag for each engine whose counts differ by more than they may."""
+    flags = []
+    for name in ("candidate", "reference"):
+        counts = [each for session in seen.sessions for each in getattr(session, name).elapsed]
+        spread = max(counts) / min(counts) - 1
+        if spread > COUNTS_AGREE:
+            flags.append(f"the counts of the {name} differ by {spread:.3%}")
+    return flags
+
+
+def _changes(before: Any, after: Any) -> list[str]:
+    """Return what changed on the board between two readings that makes timings suspect, one sentence each."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return []
+    named = (
+        ("governor", "the CPU governor"),
+        ("khz_max", "the highest CPU clock"),
+        ("throttled", "the throttle state"),
+    )
+    changed = [
+        f"{name} changed from {before.get(key)} to {after.get(key)} while measuring"
+        for key, name in named
+        if before.get(key) != after.get(key)
+    ]
+    return changed + [f"the board is throttled: {said}" for said in throttling(after.get("throttled"))]
+
+
+def throttling(bits: object) -> list[str]:
+    """Return what the low bits of a Raspberry Pi's ``get_throttled`` say goes on now, one clause each.
+
+    The bits are those of the vcgencmd documentation of Raspberry Pi: 0 under-voltage, 1 frequency capped, 2 throttled,
+    3 soft temperature limit; from 16 on, the same since the board was started.
+    """
+    if not isinstance(bits, str):
+        return []
+    try:
+        now = int(bits, 16)
+    except ValueError:
+        return []
+    names = ("the supply voltage is too low", "its clock is capped", "it is throttled", "it is at its soft heat limit")
+    return [name for place, name in enumerate(names) if now >> place & 1]
+
+
+def _check_packages(profile: Profile) -> None:
+    missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
+    if missing:
+        raise ProfileError(f"profile {profile.name!r} needs TVM", next_step="pip install 'edgeprune[tvm]'")
+
+
+# --- doctor
+
+
+def examine(profile: Profile) -> list[Finding]:
+    """Return what is in order and what is missing, here and on the board, holding nothing."""
+    findings = [_runtime()]
+    try:
+        options = options_of(profile)
+        findings += [_linker(profile.arch), *_own_programs(profile, options)]
+        if any(each.severity == "problem" for each in findings):
+            return findings
+        return [*findings, *_board_findings(profile)]
+    except EdgepruneError as error:
+        found = f"{error.what}: {error.why}" if error.why else error.what
+        mend = error.next_step or "change the profile, or its table in edgeprune.toml"
+        return [*findings, Finding(subject="board", severity="problem", found=found, mend=mend)]
+
+
+def _runtime() -> Finding:
+    if any(importlib.util.find_spec(each) is None for each in PACKAGES):
+        return Finding(subject="tvm", severity="problem", found="not installed", mend="pip install 'edgeprune[tvm]'")
+    return Finding(subject="tvm", severity="ok", found=version("apache-tvm"))
+
+
+def _linker(arch: str) -> Finding:
+    wanted = [f"{arch}-linux-gnu-ld", *(["ld"] if platform.machine() == arch else [])]
+    found = next((path for each in wanted if (path := shutil.which(each))), None)
+    if found is None:
+        mend = f"sudo apt-get install binutils-{arch.replace('_', '-')}-linux-gnu"
+        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend)
+    return Finding(subject="linker", severity="ok", found=found)
+
+
+def _own_programs(profile: Profile, options: Mapping[str, Any]) -> list[Finding]:
+    """Return whether what runs here is built, where the board is to run here."""
+    if profile.address is not None or options["board"] == "remote":
+        return []
+    folder = programs(profile.arch)
+    findings = [Finding(subject="programs", severity="ok", found=str(folder))]
+    if options["board"] == "emulated":
+        findings.append(
+            Finding(subject="emulator", severity="ok", found=emulator(profile.arch, options["cpu"], count=True)[0])
+        )
+        note = "executed instructions are counted; they say nothing about milliseconds"
+        findings.append(Finding(subject="metric", severity="note", found=note))
+    return findings
+
+
+def _board_findings(profile: Profile) -> list[Finding]:
+    target = TvmRpc(profile)
+    try:
+        facts = target._facts()
+    finally:
+        target.close()
+    what = facts.get("model") or facts.get("cpu_model") or facts["machine"]
+    findings = [Finding(subject="board", severity="ok", found=f"{what}, server {facts.get('version')}")]
+    conditions = facts.get("conditions")
+    return findings + (_state(conditions) if isinstance(conditions, Mapping) else [])
+
+
+def _state(conditions: Mapping[str, Any]) -> list[Finding]:
+    governor, bad = conditions.get("governor"), throttling(conditions.get("throttled"))
+    heat = conditions.get("temperatures_c") or {}
+    shown = ", ".join(f"{name} {value:g} C" for name, value in heat.items() if type(value) in (int, float))
+    findings = [Finding(subject="temperature", severity="ok", found=shown or "no sensor to read")]
+    if governor not in (None, "performance"):
+        mend = "on the board: sudo sh -c 'echo performance | tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor'"
+        findings.append(
+            Finding(subject="governor", severity="note", found=f"{governor}: clocks follow the load", mend=mend)
+        )
+    for each in bad:
+        mend = "use the supply that the board's maker sells" if "voltage" in each else "let it cool down; fit a fan"
+        findings.append(Finding(subject="throttling", severity="problem", found=each, mend=mend))
+    free = conditions.get("free_disk_mib")
+    if isinstance(free, int):
+        severity, mend = ("ok", "") if free >= 256 else ("problem", "free space on the board")
+        findings.append(Finding(subject="disk", severity=severity, found=f"{free} MiB free", mend=mend))
+    return findings

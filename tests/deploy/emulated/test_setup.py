@@ -1,0 +1,54 @@
+"""The set-up of a board without hardware: once, at once if nothing changed, and plain about what it lacks."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from board_programs import HERE, SETUP, programs
+
+from edgeprune import __version__
+
+
+def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", str(SETUP), *words], capture_output=True, text=True, timeout=280, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("arch", [HERE, "aarch64"])
+def test_what_is_built_already_is_found_at_once(arch: str) -> None:
+    folder = programs(arch)
+    started = time.monotonic()
+    done = run("--arch", arch, "--python", sys.executable)
+    assert done.returncode == 0
+    assert Path(done.stdout.strip()) == folder
+    assert time.monotonic() - started < 10
+    held = {"bin/edgeprune-board", "bin/edgeprune-run", "count.so", "lib/libtvm_runtime.so", "lib/libtvm_ffi.so", "key"}
+    assert {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()} == held
+
+
+def test_it_is_of_this_version() -> None:
+    assert f"\nVERSION={__version__}\n" in SETUP.read_text()
+
+
+@pytest.mark.parametrize("words", [["--arch", "vax"], ["--speed", "1"]])
+def test_a_senseless_option_is_refused(words: list[str]) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("setup: ")
+
+
+def test_without_root_it_says_what_root_must_run(tmp_path: Path) -> None:
+    """A path that holds the tools of the script, but no compiler and a user who is not root."""
+    for name in ("sh", "dirname", "uname", "cat", "mkdir"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    done = run("--cache", str(tmp_path / "cache"), PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "as root: apt-get install --yes --no-install-recommends qemu-user g++-aarch64-linux-gnu" in done.stderr
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,49 @@
+"""Files that are kept for the next run: private, whole, and not for ever."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgeprune.errors import ProfileError, StorageFull
+from edgeprune.targets import _engine_cache as cache
+
+
+def test_a_folder_of_the_cache_is_the_users_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache.kept_in("kind", "engines")
+    assert folder == tmp_path / "edgeprune/kind/engines"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert cache.kept_in("kind", "engines") == folder
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ProfileError) as error:
+        cache.kept_in("kind")
+    assert "XDG_CACHE_HOME" in error.value.next_step
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    assert cache.written(tmp_path / "a", b"one").read_bytes() == b"one"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/inside").write_text("")
+    with pytest.raises(StorageFull, match="folder cannot be written"):
+        cache.written(tmp_path / "folder", b"two")
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "folder"}
+
+
+def test_the_files_used_last_are_kept(tmp_path: Path, monkeypatch) -> None:
+    """What is written beside one goes with it; files of another kind stay."""
+    monkeypatch.setattr(cache, "KEPT", 2)
+    for age, name in enumerate(("old", "middle", "new")):
+        for suffix in (".pt2", ".json", ".onnx"):
+            (tmp_path / f"{name}{suffix}").write_text("")
+            os.utime(tmp_path / f"{name}{suffix}", (age, age))
+    cache.used(tmp_path / "old.pt2")
+    cache.used(tmp_path / "gone.pt2")
+    cache.forget_old(tmp_path, "*.pt2")
+    assert {each.name for each in tmp_path.glob("*.pt2")} == {"old.pt2", "new.pt2"}
+    assert {each.name for each in tmp_path.glob("*.json")} == {"old.json", "new.json"}
+    assert len(list(tmp_path.glob("*.onnx"))) == 3
