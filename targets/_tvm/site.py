@@ -94,7 +94,11 @@ class Site:
         """Return a reader of a value or a constant at the indices of the kernel's output."""
         if name in self.graph.constants:
             return self.spread(self.graph.constants[name])
-        return broadcast(self.source(name), self.shape(name), len(self.out.shape))
+        read = broadcast(self.source(name), self.shape(name), len(self.out.shape))
+        if not self.out.ragged or len(self.shape(name)) == len(self.out.shape):
+            return read
+        last = self.out.shape[1] - 1
+        return lambda n, c, *maps: read(n, tirx.min(c, last), *maps)
 
     def image(self, name: str) -> Image:
         """Return a value with one or two spatial axes."""
@@ -169,7 +173,15 @@ class Site:
         if node.op == "Pow" and self.is_constant(node.inputs[1]) and self.array(node, 1).size == 1:
             compute = self._power(self.array(node, 1).reshape(()).item(), compute)
         operands = [self.operand(name) if name else None for name in node.inputs]
+        if node.op == "Clip" and len(operands) == 1:  # bounds were attributes before opset 11
+            operands += [self._bound(node, "min"), self._bound(node, "max")]
         return lambda *index: compute(*(None if each is None else each(*index) for each in operands))
+
+    def _bound(self, node: Node, key: str) -> Reader | None:
+        if key not in node.attributes:
+            return None
+        bound_of = self.number(node.attributes[key])
+        return lambda *_: bound_of
 
     def _power(self, exponent: float, otherwise: Any) -> Any:
         if exponent in (2.0, 3.0):
