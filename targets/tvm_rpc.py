@@ -27,11 +27,12 @@ ever recorded.
 
 import importlib.util
 import math
+import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -344,7 +345,7 @@ class TvmRpc:
 
     def _make_room(self, newest: Path) -> None:
         """Remove the engines that were used longest ago where there are too many of them."""
-        engines = sorted(Path(self._folder.name).glob("*.so"), key=lambda each: each.stat().st_atime_ns)
+        engines = sorted(Path(self._folder.name).glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
         excess = sum(each.stat().st_size for each in engines) - ENGINES_KEPT
         for each in engines:
             if excess > 0 and each != newest:
@@ -403,6 +404,9 @@ def _model(graph: Artifact) -> dict[str, Any]:
 def _engine(engine: Artifact) -> dict[str, Any]:
     if engine.kind != ENGINE:
         raise CorruptArtifact(f"{engine.path.name} is {engine.kind!r}, no engine of this target")
+    with suppress(OSError):
+        now = time.time_ns()  # the kernel's own times of files are milliseconds apart
+        os.utime(engine.path, ns=(now, now))  # it is in use, see _make_room
     return {"path": str(engine.path.resolve()), "sha256": engine.sha256}
 
 

@@ -183,6 +183,20 @@ def test_a_worker_killed_while_measuring_is_a_lost_device_and_the_next_call_work
     assert shared.measure(model, quick(model)).sessions
 
 
+def test_engines_unused_for_longest_make_room_and_the_sentinel_stays(
+    shared: TvmRpc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentinel = shared.compile(convnet(tmp_path / "sentinel.onnx", (16, 16), side=8))
+    monkeypatch.setattr("edgeprune.targets.tvm_rpc.ENGINES_KEPT", 120_000)
+    made = []
+    for width in (17, 18, 19, 20, 21):
+        made.append(shared.compile(convnet(tmp_path / f"net{width}.onnx", (width, 16), side=8)))
+        assert shared.measure(made[-1], quick(sentinel, sessions_max=2)).sessions
+    assert sentinel.path.exists()
+    assert made[-1].path.exists()
+    assert not made[0].path.exists()
+
+
 def test_a_frozen_board_is_lost_after_its_time_and_no_process_stays(net: Artifact) -> None:
     programs()
     with opened(local(time_limit_s=3, busy_wait_s=0)) as target:
