@@ -177,7 +177,7 @@ class _Lowering:
 
     def _starts(self, node: Node, name: str, shape: Sequence[int]) -> list[int] | None:
         if node.op == "Slice":
-            ranges = slice_ranges(Site(self._graph, {}, self._cpu, Value(name="", shape=())), node, shape)
+            ranges = slice_ranges(self._graph, node, shape)
             return [first for first, _ in ranges] if all(step == 1 for _, step in ranges) else None
         axis = int(node.attributes.get("axis", 0)) % len(shape)
         before = node.outputs[: node.outputs.index(name)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .cpus import Cpu
 from .elementwise import bound, element
-from .graph import Graph, Node, unsupported
+from .graph import Graph, Node
 from .indexing import broadcast
 from .program import Kernel
 from .tensorir import te, tirx
@@ -39,7 +39,6 @@ class Site:
     Args:
         values: every value that an earlier step wrote, and the inputs.
         out: what this kernel writes.
-        node: the operator at whose output `out` lies, or the first of those fused.
     """
 
     def __init__(self, graph: Graph, values: Mapping[str, Value], cpu: Cpu, out: Value) -> None:
@@ -69,13 +68,7 @@ class Site:
         Raises:
             CompileError: if it is not.
         """
-        if node.input(place) not in self.graph.constants:
-            raise unsupported(node, f"its input {place} is computed while the network runs")
-        return self.graph.constants[node.inputs[place]]
-
-    def integers(self, node: Node, place: int) -> list[int] | None:
-        """Return a constant input as integers, None if it is not given."""
-        return [int(each) for each in self.array(node, place).reshape(-1)] if node.input(place) else None
+        return self.graph.array(node, place)
 
     def is_constant(self, name: str) -> bool:
         """Return whether a name is a constant of the graph."""

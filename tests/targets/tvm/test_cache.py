@@ -13,7 +13,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'edgeprune[
 
 from tvm_on_host import host_cpu, model_of, normal
 
-from edgeprune.errors import CompileError, StorageFull
+from edgeprune.errors import CompileError, DeviceLost, StorageFull
 from edgeprune.targets._tvm import cache
 from edgeprune.targets._tvm.cache import KernelCache
 from edgeprune.targets._tvm.cpus import cpu_of
@@ -126,6 +126,27 @@ def test_a_kernel_that_tvm_refuses_is_the_candidates_fault() -> None:
     other = Kernel(func="no function", plan=kernel.plan)
     with pytest.raises(CompileError, match="kernel k0"):
         cache.object_of("k0", other, host_cpu())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("InternalError: std::bad_alloc")])
+def test_a_machine_without_memory_is_no_candidates_fault(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def starve(*_: object) -> None:
+        raise error
+
+    [(name, kernel)] = _program(16).kernels.items()
+    monkeypatch.setattr(cache, "library", starve)
+    with pytest.raises(DeviceLost, match="out of memory"):
+        cache.object_of(name, kernel, host_cpu())
+
+
+def test_no_room_for_temporary_files_is_no_candidates_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    [(name, kernel)] = _program(16).kernels.items()
+    monkeypatch.setattr(cache, "library", fail)
+    with pytest.raises(StorageFull, match="cannot be written"):
+        cache.object_of(name, kernel, host_cpu())
 
 
 def test_objects_are_made_for_the_cpu_of_the_board() -> None:
