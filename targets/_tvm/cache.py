@@ -8,6 +8,7 @@ entry never goes stale. One that is damaged is made again. The least recently us
 
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from contextlib import suppress
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import CompileError, StorageFull
+from edgeprune.errors import CompileError, DeviceLost, EdgepruneError, StorageFull
 
 from .cpus import Cpu
 from .program import Kernel, Program
@@ -24,6 +25,10 @@ from .tensorir import tvm
 
 LIMIT_BYTES = 1 << 30
 DIGEST_CHARACTERS = 64
+
+ROOM_BYTES = 1 << 24
+"""Less free room than this for temporary files is a full disk: objects take under 1 MiB."""
+
 COMPILING = threading.Lock()
 """TVM's scheduling and LLVM's global state are not ours to vouch for: one kernel at a time."""
 
@@ -123,18 +128,35 @@ def object_of(name: str, kernel: Kernel, cpu: Cpu) -> bytes:
 
     Raises:
         CompileError: if TVM refuses it.
+        DeviceLost: if this machine has no memory left for it.
+        StorageFull: if there is no room for a temporary file.
     """
-    with COMPILING, tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.o"
-        try:
+    try:
+        with COMPILING, tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.o"
             library(name, kernel, cpu).write_to_file(str(path), "o")
-        except (RuntimeError, ValueError, TypeError) as error:  # tvm's own errors derive from these
-            why = str(error).strip().splitlines()
-            raise CompileError(f"TVM cannot compile the kernel {name}", why=why[-1] if why else repr(error)) from error
-        return path.read_bytes()
+            return path.read_bytes()
+    except (MemoryError, OSError, RuntimeError, ValueError, TypeError) as error:  # tvm's own errors derive from these
+        raise _translated(name, error, Path(tempfile.gettempdir())) from error
 
 
-def library(name: str, kernel: Kernel, cpu: Cpu) -> Any:
-    """Return TVM's module of one scheduled and compiled kernel."""
+def _translated(name: str, error: Exception, folder: Path) -> EdgepruneError:
+    """Return whose turn it is: a machine without memory or disk says nothing about the kernel."""
+    lines = str(error).strip().splitlines()
+    why = lines[-1] if lines else repr(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+        return DeviceLost(f"out of memory while compiling the kernel {name}", why=why, next_step="end other programs")
+    if isinstance(error, OSError) or shutil.disk_usage(folder).free < ROOM_BYTES:
+        return StorageFull(f"{str(folder)!r} cannot be written", why=why, next_step="free some space there")
+    return CompileError(f"TVM cannot compile the kernel {name}", why=why)
+
+
+def library(name: str, kernel: Kernel, cpu: Cpu, effort: int = 3) -> Any:
+    """Return TVM's module of one scheduled and compiled kernel.
+
+    Args:
+        effort: LLVM's optimisation level. 0 compiles three times as fast to the same results.
+    """
     func = scheduled(kernel, cpu).with_attr("global_symbol", name)
-    return tvm.compile(tvm.IRModule({name: func}), tvm.target.Target(cpu.target())).mod
+    target = tvm.target.Target({**cpu.target(), "opt-level": effort})
+    return tvm.compile(tvm.IRModule({name: func}), target).mod

@@ -66,6 +66,20 @@ class Graph:
     outputs: tuple[str, ...]
     opset: int
 
+    def array(self, node: Node, place: int) -> NDArray[Any]:
+        """Return an input that must be constant.
+
+        Raises:
+            CompileError: if it is not.
+        """
+        if node.input(place) not in self.constants:
+            raise unsupported(node, f"its input {place} is computed while the network runs")
+        return self.constants[node.inputs[place]]
+
+    def integers(self, node: Node, place: int) -> list[int] | None:
+        """Return an input that must be constant as integers, None if it is not given."""
+        return [int(each) for each in self.array(node, place).reshape(-1)] if node.input(place) else None
+
     def uses(self) -> dict[str, int]:
         """Return how often each value is read; being an output of the model counts as one."""
         counts = dict.fromkeys(self.outputs, 1)

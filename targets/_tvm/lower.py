@@ -19,7 +19,7 @@ from .folding import folded
 from .graph import Graph, Node, read_graph, unsupported
 from .grouping import VIEWS, groups
 from .movement import slice_ranges
-from .operators import BLOCKED, write
+from .operators import BLOCKED, check, write
 from .program import Buffer, Kernel, Port, Program, Space, Step
 from .recurrent import unrolled
 from .schedule import VERSION
@@ -82,6 +82,7 @@ class _Lowering:
     def _lower(self, nodes: Sequence[Node]) -> None:
         first = nodes[0]
         for node in nodes:
+            check(self._graph, node)
             for name in node.outputs:
                 if name and self._uses.get(name) and name not in self._graph.shapes:
                     raise unsupported(node, f"the shape of {name!r} is not static")
@@ -176,7 +177,7 @@ class _Lowering:
 
     def _starts(self, node: Node, name: str, shape: Sequence[int]) -> list[int] | None:
         if node.op == "Slice":
-            ranges = slice_ranges(Site(self._graph, {}, self._cpu, Value(name="", shape=())), node, shape)
+            ranges = slice_ranges(self._graph, node, shape)
             return [first for first, _ in ranges] if all(step == 1 for _, step in ranges) else None
         axis = int(node.attributes.get("axis", 0)) % len(shape)
         before = node.outputs[: node.outputs.index(name)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Node, unsupported
+from .graph import Graph, Node, unsupported
 from .indexing import broadcast, ravel, unravel
 from .site import Site
 from .tensorir import tirx
@@ -67,12 +67,12 @@ def moved(source: Reader, axis: int, start: int, step: int) -> Reader:
     return lambda *index: source(*index[:axis], index[axis] * step + start, *index[axis + 1 :])
 
 
-def slice_ranges(site: Any, node: Node, shape: Sequence[int]) -> list[tuple[int, int]]:
+def slice_ranges(graph: Graph, node: Node, shape: Sequence[int]) -> list[tuple[int, int]]:
     """Return (first, step) of each axis of a Slice whose bounds are constant."""
     if "starts" in node.attributes:
         starts, axes, steps = list(node.attributes["starts"]), node.attributes.get("axes"), None
     else:
-        starts, axes, steps = site.integers(node, 1) or [], site.integers(node, 3), site.integers(node, 4)
+        starts, axes, steps = graph.integers(node, 1) or [], graph.integers(node, 3), graph.integers(node, 4)
     axes = [int(each) % len(shape) for each in axes] if axes else list(range(len(starts)))
     ranges = [(0, 1)] * len(shape)
     for axis, start, step in zip(axes, starts, steps or [1] * len(starts), strict=True):
@@ -82,7 +82,7 @@ def slice_ranges(site: Any, node: Node, shape: Sequence[int]) -> list[tuple[int,
 
 def slice_(site: Site, node: Node) -> Reader:
     """Return the result of Slice."""
-    ranges = slice_ranges(site, node, site.shape(node.inputs[0]))
+    ranges = slice_ranges(site.graph, node, site.shape(node.inputs[0]))
     source = site.source(node.inputs[0])
     return lambda *index: source(*(each * step + first for each, (first, step) in zip(index, ranges, strict=True)))
 
@@ -153,8 +153,8 @@ def pad(site: Site, node: Node) -> Reader:
 
 
 def _pads(site: Site, node: Node, rank: int) -> list[int]:
-    given = site.integers(node, 1) if len(node.inputs) > 1 else [int(each) for each in node.attributes["pads"]]
-    axes = site.integers(node, 3) or list(range(rank))
+    given = site.graph.integers(node, 1) if len(node.inputs) > 1 else [int(each) for each in node.attributes["pads"]]
+    axes = site.graph.integers(node, 3) or list(range(rank))
     before = [0] * rank
     for axis, count in zip(axes, (given or [])[: len(axes)], strict=True):
         before[axis % rank] = count

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from onnx import TensorProto
+
 from . import convolution, movement, pooling, products, reductions
 from .elementwise import ELEMENTWISE
-from .graph import Node, unsupported
+from .graph import Graph, Node, unsupported
 from .grouping import VIEWS
 from .site import Site
 from .values import Reader
@@ -45,6 +48,23 @@ BLOCKED = frozenset(ELEMENTWISE) | {
     "InstanceNormalization", "Concat", "Slice", "Split", "Pad", "Resize", "DepthToSpace",
 }  # fmt: skip
 """Operators that can write blocks of channels."""
+
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+def check(graph: Graph, node: Node) -> None:
+    """Refuse a node that looks like one that only passes elements on, and is none.
+
+    Raises:
+        CompileError: if it makes integers of what is computed, or drops elements at random.
+    """
+    if node.op == "Cast" and node.attributes["to"] not in FLOATS:
+        raise unsupported(node, "it makes integers or truth values of what is computed")
+    if node.op == "CastLike" and graph.constants.get(node.inputs[1], np.zeros(1)).dtype.kind != "f":
+        raise unsupported(node, "it makes integers or truth values of what is computed")
+    if node.op == "Dropout" and np.any(graph.constants.get(node.input(2), False)):
+        raise unsupported(node, "it is in training mode")
 
 
 def write(site: Site, node: Node) -> Reader:

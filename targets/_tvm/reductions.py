@@ -103,7 +103,7 @@ class _Flat:
 def _axes(site: Site, node: Node, rank: int) -> tuple[int, ...]:
     if node.op.startswith("Global"):
         return tuple(range(2, rank))
-    given = site.integers(node, 1) if node.input(1) else node.attributes.get("axes")
+    given = site.graph.integers(node, 1) if node.input(1) else node.attributes.get("axes")
     if not given:
         return () if node.attributes.get("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(int(each) % rank for each in given))

@@ -6,6 +6,9 @@
 
 A stage is recognised by its name: `sum` is the contraction or window, `out` the result; any other is copied or reduced
 before them.
+
+A tuned schedule would take the place of `scheduled` for one kernel; it needs a kernel name of its own, by which object
+code is cached.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .cpus import Cpu
 from .elementwise import bound, element
-from .graph import Graph, Node, unsupported
+from .graph import Graph, Node
 from .indexing import broadcast
 from .program import Kernel
 from .tensorir import te, tirx
@@ -39,7 +39,6 @@ class Site:
     Args:
         values: every value that an earlier step wrote, and the inputs.
         out: what this kernel writes.
-        node: the operator at whose output `out` lies, or the first of those fused.
     """
 
     def __init__(self, graph: Graph, values: Mapping[str, Value], cpu: Cpu, out: Value) -> None:
@@ -69,13 +68,7 @@ class Site:
         Raises:
             CompileError: if it is not.
         """
-        if node.input(place) not in self.graph.constants:
-            raise unsupported(node, f"its input {place} is computed while the network runs")
-        return self.graph.constants[node.inputs[place]]
-
-    def integers(self, node: Node, place: int) -> list[int] | None:
-        """Return a constant input as integers, None if it is not given."""
-        return [int(each) for each in self.array(node, place).reshape(-1)] if node.input(place) else None
+        return self.graph.array(node, place)
 
     def is_constant(self, name: str) -> bool:
         """Return whether a name is a constant of the graph."""
@@ -94,7 +87,11 @@ class Site:
         """Return a reader of a value or a constant at the indices of the kernel's output."""
         if name in self.graph.constants:
             return self.spread(self.graph.constants[name])
-        return broadcast(self.source(name), self.shape(name), len(self.out.shape))
+        read = broadcast(self.source(name), self.shape(name), len(self.out.shape))
+        if not self.out.ragged or len(self.shape(name)) == len(self.out.shape):
+            return read
+        last = self.out.shape[1] - 1
+        return lambda n, c, *maps: read(n, tirx.min(c, last), *maps)
 
     def image(self, name: str) -> Image:
         """Return a value with one or two spatial axes."""
@@ -169,7 +166,15 @@ class Site:
         if node.op == "Pow" and self.is_constant(node.inputs[1]) and self.array(node, 1).size == 1:
             compute = self._power(self.array(node, 1).reshape(()).item(), compute)
         operands = [self.operand(name) if name else None for name in node.inputs]
+        if node.op == "Clip" and len(operands) == 1:  # bounds were attributes before opset 11
+            operands += [self._bound(node, "min"), self._bound(node, "max")]
         return lambda *index: compute(*(None if each is None else each(*index) for each in operands))
+
+    def _bound(self, node: Node, key: str) -> Reader | None:
+        if key not in node.attributes:
+            return None
+        bound_of = self.number(node.attributes[key])
+        return lambda *_: bound_of
 
     def _power(self, exponent: float, otherwise: Any) -> Any:
         if exponent in (2.0, 3.0):

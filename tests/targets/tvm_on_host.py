@@ -15,7 +15,7 @@ from edgeprune.targets._tvm.lower import lower
 
 OPSET = 18
 
-_FUNCTIONS: dict[str, Any] = {}
+_FUNCTIONS: dict[int, dict[str, Any]] = {}
 """Kernels compiled in this session; the name of one stands for all that its code depends on."""
 
 
@@ -24,13 +24,13 @@ def host_cpu() -> Cpu:
     return cpu_of("x86_64", "native")
 
 
-def on_host(model: onnx.ModelProto, cpu: Cpu) -> OnHost:
-    """Return a model lowered, compiled and ready to run."""
-    program = lower(model, cpu)
+def on_host(model: onnx.ModelProto, cpu: Cpu, effort: int = 3) -> OnHost:
+    """Return a model lowered, compiled with LLVM's optimisation level `effort` and ready to run."""
+    program, known = lower(model, cpu), _FUNCTIONS.setdefault(effort, {})
     for name, kernel in program.kernels.items():
-        if name not in _FUNCTIONS:
-            _FUNCTIONS[name] = library(name, kernel, cpu)[name]
-    return OnHost(program, _FUNCTIONS)
+        if name not in known:
+            known[name] = library(name, kernel, cpu, effort)[name]
+    return OnHost(program, known)
 
 
 def feeds_of(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
@@ -45,11 +45,13 @@ def feeds_of(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def gap(model: onnx.ModelProto, cpu: Cpu | None = None, feeds: Mapping[str, np.ndarray] | None = None) -> float:
+def gap(
+    model: onnx.ModelProto, cpu: Cpu | None = None, feeds: Mapping[str, np.ndarray] | None = None, effort: int = 0
+) -> float:
     """Return the largest difference from ONNX Runtime, relative to the largest answer, over all outputs."""
     cpu = cpu or host_cpu()
     feeds = feeds or feeds_of(model)
-    seen = on_host(model, cpu).outputs(feeds)
+    seen = on_host(model, cpu, effort).outputs(feeds)
     wanted = expected(model, feeds)
     assert {name: each.shape for name, each in seen.items()} == {name: each.shape for name, each in wanted.items()}
     return max(float(np.abs(seen[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)

@@ -13,7 +13,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'edgeprune[
 
 from tvm_on_host import host_cpu, model_of, normal
 
-from edgeprune.errors import CompileError, StorageFull
+from edgeprune.errors import CompileError, DeviceLost, StorageFull
 from edgeprune.targets._tvm import cache
 from edgeprune.targets._tvm.cache import KernelCache
 from edgeprune.targets._tvm.cpus import cpu_of
@@ -62,21 +62,17 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: bytes | None) -> 
     assert entry.read_bytes() == whole
 
 
-def test_names_are_the_same_in_another_process(tmp_path: Path) -> None:
+def test_names_are_the_same_in_another_process() -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
-        "import onnx; from tvm_on_host import host_cpu, model_of, normal; from onnx import helper\n"
+        "from tvm_on_host import host_cpu, model_of, normal; from onnx import helper\n"
         "from edgeprune.targets._tvm.lower import lower\n"
-        "nodes = [helper.make_node('Conv', ['x', 'w'], ['y'], pads=[1, 1, 1, 1])]\n"
-        "print(*lower(model_of(nodes, {'x': (1, 3, 4, 4)}, ['y'], {'w': normal(16, 3, 3, 3)}), host_cpu()).kernels)"
+        "nodes = [helper.make_node('Conv', ['x', 'w0'], ['c0'])]\n"
+        "print(*lower(model_of(nodes, {'x': (1, 3, 4, 4)}, ['c0'], {'w0': normal(16, 3, 1, 1)}), host_cpu()).kernels)"
     )
-    folder = str(Path(__file__).parents[1])
-    runs = [
-        subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-        for _ in range(2)
-    ]
-    assert runs[0].stdout == runs[1].stdout
-    assert runs[0].stdout.startswith("k")
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1])]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert seen == list(_program(16).kernels)
 
 
 def test_the_folder_is_kept_below_its_limit(tmp_path: Path) -> None:
@@ -130,6 +126,27 @@ def test_a_kernel_that_tvm_refuses_is_the_candidates_fault() -> None:
     other = Kernel(func="no function", plan=kernel.plan)
     with pytest.raises(CompileError, match="kernel k0"):
         cache.object_of("k0", other, host_cpu())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("InternalError: std::bad_alloc")])
+def test_a_machine_without_memory_is_no_candidates_fault(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def starve(*_: object) -> None:
+        raise error
+
+    [(name, kernel)] = _program(16).kernels.items()
+    monkeypatch.setattr(cache, "library", starve)
+    with pytest.raises(DeviceLost, match="out of memory"):
+        cache.object_of(name, kernel, host_cpu())
+
+
+def test_no_room_for_temporary_files_is_no_candidates_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    [(name, kernel)] = _program(16).kernels.items()
+    monkeypatch.setattr(cache, "library", fail)
+    with pytest.raises(StorageFull, match="cannot be written"):
+        cache.object_of(name, kernel, host_cpu())
 
 
 def test_objects_are_made_for_the_cpu_of_the_board() -> None:

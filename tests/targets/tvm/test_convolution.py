@@ -39,7 +39,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=convolutions())
 def test_any_convolution_answers_as_in_onnx_runtime(case: dict[str, Any]) -> None:
     """`first`: another convolution comes before, so that channels arrive in blocks."""

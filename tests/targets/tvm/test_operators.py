@@ -89,8 +89,6 @@ def test_functions_keep_their_precision_over_their_range() -> None:
     "shape", [(), (CHANNELS, 1, 1), (1, CHANNELS, 1, 1), (11,), (1, 1, 9, 11), (1, CHANNELS, 9, 11)]
 )
 def test_functions_of_an_element_and_a_constant(op: str, shape: tuple[int, ...]) -> None:
-    if op == "PRelu" and not shape:
-        return
     assert after_conv(op, {"c": np.abs(normal(*shape)) + np.float32(0.5)}) < TOLERANCE
 
 
@@ -163,11 +161,13 @@ def test_a_window_beyond_the_image_is_refused(op: str) -> None:
         lower(model_of([node], {"x": (1, 3, 9, 9)}, ["y"]), cpu_of("x86_64", "avx2"))
 
 
-REDUCTIONS = ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2"]
+MEANS = [
+    ("ReduceMean", axes, keep) for axes, keep in (([2, 3], 1), ([2, 3], 0), ([1], 1), ([-1], 0), ([0, 1, 2, 3], 0))
+]
+OTHERS = ["ReduceSum", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2"]
 
 
-@pytest.mark.parametrize("op", REDUCTIONS)
-@pytest.mark.parametrize(("axes", "keepdims"), [([2, 3], 1), ([2, 3], 0), ([1], 1), ([-1], 0), ([0, 1, 2, 3], 0)])
+@pytest.mark.parametrize(("op", "axes", "keepdims"), [*MEANS, *((op, [1, 2], 0) for op in OTHERS)])
 def test_reductions(op: str, axes: list[int], keepdims: int) -> None:
     constants = {"axes": np.array(axes, np.int64)}
     assert single(op, (2, 20, 5, 6), constants, keepdims=keepdims) < TOLERANCE
@@ -288,17 +288,14 @@ def test_a_pad_that_cuts() -> None:
     assert single("Pad", (1, 3, 6, 7), {"pads": pads, "value": np.float32(1.5)}) < TOLERANCE
 
 
+WHERE = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 RESIZES: list[dict[str, Any]] = [
-    {"mode": mode, "coordinate_transformation_mode": where, **how}
-    for where in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
-    for mode, how in (
-        ("nearest", {"nearest_mode": "floor"}),
-        ("nearest", {"nearest_mode": "round_prefer_floor"}),
-        ("nearest", {"nearest_mode": "round_prefer_ceil"}),
-        ("nearest", {"nearest_mode": "ceil"}),
-        ("linear", {}),
-        ("cubic", {}),
-    )
+    *({"mode": "linear", "coordinate_transformation_mode": where} for where in WHERE),
+    {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"},
+    {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_floor"},
+    {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"},
+    {"mode": "nearest", "coordinate_transformation_mode": "align_corners", "nearest_mode": "ceil"},
 ]
 
 
@@ -388,6 +385,53 @@ def test_recurrent_settings_without_a_kernel_are_refused(op: str, constants: Any
     node = helper.make_node(op, ["x", *constants], ["y"], name="cell", **attributes)
     with pytest.raises(CompileError, match="'cell'"):
         lower(model_of([node], {"x": (3, 1, 5)}, ["y"], constants), cpu_of("x86_64", "avx2"))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Cast", ["a"], ["b"], name="odd", to=7),
+        helper.make_node("CastLike", ["a", "seven"], ["b"], name="odd"),
+        helper.make_node("Dropout", ["a", "half", "yes"], ["b"], name="odd"),
+    ],
+    ids=lambda each: each.op_type,
+)
+def test_nodes_that_only_look_like_views_are_refused(node: Any) -> None:
+    constants = {"seven": np.array(7), "half": np.float32(0.5), "yes": np.array(True)}
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), node]
+    nodes += [helper.make_node("Cast", ["b"], ["y"], to=1)]
+    used = {name: array for name, array in constants.items() if name in node.input}
+    with pytest.raises(CompileError, match="'odd'"):
+        lower(model_of(nodes, {"x": (1, 3)}, ["y"], used), cpu_of("x86_64", "avx2"))
+
+
+def test_views_are_free() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Cast", ["a"], ["b"], to=1),
+        helper.make_node("Unsqueeze", ["b", "axis"], ["c"]),
+        helper.make_node("Squeeze", ["c", "axis"], ["d"]),
+        helper.make_node("Neg", ["d"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (1, 3)}, ["y"], {"axis": np.array([1])})
+    assert len(lower(model, cpu_of("x86_64", "avx2")).steps) == 2
+    assert gap(model) < TOLERANCE
+
+
+def test_bounds_that_are_attributes() -> None:
+    assert single("Clip", (3, 9), opset=6, min=-0.5, max=0.5) < TOLERANCE
+    assert single("Clip", (3, 9), opset=6, min=-0.5) < TOLERANCE
+
+
+def test_an_operand_of_lower_rank_is_read_within_its_bounds() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"]),
+        helper.make_node("Relu", ["z"], ["s"]),
+        helper.make_node("Mul", ["a", "s"], ["b"]),
+        helper.make_node("Conv", ["b", "u"], ["y"]),
+    ]
+    constants = {"v": normal(CHANNELS, 3, 1, 1), "u": normal(4, CHANNELS, 1, 1)}
+    assert gap(model_of(nodes, {"x": IMAGE, "z": (CHANNELS, 1, 1)}, ["y"], constants)) < TOLERANCE
 
 
 def test_a_resize_without_a_kernel_is_refused() -> None:
