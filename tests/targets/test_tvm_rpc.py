@@ -89,6 +89,19 @@ class TestEmulatedBoard(TargetContract):
         assert seen.conditions["cpu_model"] == "emulated cortex-a72"
         assert target.measure(candidate, quick(reference)).sessions[0].candidate == counts
 
+    def test_a_board_killed_while_counting_is_lost_and_the_next_one_counts_the_same(
+        self, target: TvmRpc, small: Artifact, tmp_path: Path
+    ) -> None:
+        heavy = target.compile(convnet(tmp_path / "heavy.onnx", (64, 64, 64, 64), side=24))
+        sentinel = target.compile(small)
+        before = target.measure(sentinel, quick(sentinel)).sessions[0].candidate
+        killed = target.board_pid
+        assert killed is not None
+        with later(0.4, lambda: os.kill(killed, signal.SIGKILL)), pytest.raises(DeviceLost):
+            target.measure(heavy, quick(sentinel))
+        assert target.measure(sentinel, quick(sentinel)).sessions[0].candidate == before
+        assert target.board_pid != killed
+
 
 @pytest.fixture
 def net(tmp_path: Path) -> Artifact:
