@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_WAIT_POLICY := PASSIVE
 
 # benchmarks/searchers.py is not among them: it takes more than an hour and needs data that is not part of edgeprune.
-BENCHMARKS := startup cutting evaluation search_overhead measurement
+BENCHMARKS := startup cutting evaluation search_overhead measurement tvm_cpu
 
 .PHONY: deploy test lint bench clean
 

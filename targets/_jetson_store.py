@@ -26,6 +26,9 @@ HOUSEKEEPING_S = 60.0
 FILES_CAP = 64 << 20
 """Bytes of log and small files of one call of trtexec that are read."""
 
+TRIM_EVERY = 16
+"""Engines after which the cap is looked after."""
+
 LOG_CAP = 4 << 20
 """Bytes of a log; a command that says more is ended by that."""
 
@@ -48,28 +51,34 @@ done
 """
 
 _RUN = r"""
-boot=$2 marker=$3 cap=$4 keep=$5 count=$6
+boot=$2 marker=$3 cap=$4 keep=$5 place=$6 count=$7
 [ "$keep" = yes ] || { mkdir -- "$1" && trap 'cd / && rm -rf -- "$1"' EXIT; }
 cd -- "$1" || exit 96
-names=("${@:7:count}"); command=("${@:7+count}")
+names=("${@:8:count}"); command=("${@:8+count}")
 head -c 100 "$boot"
 "${command[@]}" < /dev/null 2>&1 | head -c "$cap" > log.txt; rc=${PIPESTATUS[0]}
 printf '\n%s\n' "$marker"; cat log.txt
 for each in "${names[@]}"; do printf '\n%s\n' "$marker"; cat -- "$each" 2> /dev/null; done
+printf '\n%s\n' "$marker"
+if [ -n "$place" ] && [ -s engine.part ] && [ "$rc" = 0 ]; then
+  sync engine.part && sha=$(sha256sum < engine.part) && mv -f -- engine.part "$place.engine" && printf '%s' "${sha%% *}"
+elif [ -e "$place.engine" ]; then touch -a -- "$place.engine" "$place.json"; fi
 printf '\n%s\n' "$marker"; head -c 100 "$boot"
 exit "$rc"
 """
-"""Runs a command in a folder and prints, between markers: boot id, log, files asked for, boot id."""
-
-_KEEP = r"""
-cd -- "$1" && sync engine.part && sha=$(sha256sum < engine.part) && mv -f -- engine.part "$2" \
-  && printf '%s\n' "${sha%% *}"
-"""
+"""Runs a command in a folder and prints, between markers: boot id, log, files asked for, SHA-256 of an engine that it
+made and that was moved to its place, boot id."""
 
 _FIND = r"""
-[ -f "$1.engine" ] && [ -f "$1.json" ] || exit 4
-touch -a -- "$1.engine" "$1.json"; sha256sum < "$1.engine"; head -c 65536 "$1.json"
+if [ -f "$1.engine" ] && [ -f "$1.json" ]; then
+  touch -a -- "$1.engine" "$1.json"; sha256sum < "$1.engine"; head -c 65536 "$1.json"; exit 0
+fi
+touch -a -- "$2" 2> /dev/null && sha256sum < "$2"
+[ ! -s "$3" ] || cp -f -- "$3" "$3.prev"
+exit 4
 """
+"""Tells of an engine; where there is none, whether its graph is whole, and saves the timing cache: its builder rewrites
+it in place, and the power may go meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +114,12 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """One call of trtexec: its exit status, its log, and the files asked for."""
+    """One call of trtexec: its exit status, its log, the files asked for, and the SHA-256 of an engine it made."""
 
     rc: int
     log: _trtexec_log.Log
     files: Mapping[str, str]
+    engine_sha256: str = ""
 
 
 class Store:
@@ -131,6 +141,7 @@ class Store:
         self._root, self._boot_file, self._boot_id = _ssh.remote_path(root), boot_file, boot_id
         self._cap_mib, self._free_mib = cap_mib, free_mib
         self._graphs: set[str] = set()
+        self._kept = 0
 
     @property
     def timing_cache(self) -> str:
@@ -159,21 +170,22 @@ class Store:
             StorageFull: if the board's disk has too little room for it and what is built from it.
             DeviceLost: if it cannot be copied.
         """
-        path = f"{self._root}/graphs/{graph.sha256}.onnx"
+        path = self._graph_path(graph)
         if graph.sha256 in self._graphs:
             return path
-        there = self._do('touch -a -- "$1" 2> /dev/null; sha256sum < "$1"', path)
-        if there.rc != 0 or there.stdout.split()[:1] != [graph.sha256]:
-            size = graph.check().path.stat().st_size
-            needed, free = 3 * size + (self._free_mib << 20), self.ssh.free_bytes(f"{self._root}/graphs")
-            if free < needed:
-                self.trim(0)
-                free = self.ssh.free_bytes(f"{self._root}/graphs")
-            if free < needed:
-                raise _ssh.disk_full(self.ssh.name, free, needed)
-            self.ssh.put(graph.path, path, limit_s=30 + UPLOAD_S_PER_MIB * size / 2**20)
+        size = graph.check().path.stat().st_size
+        needed, free = 3 * size + (self._free_mib << 20), self.ssh.free_bytes(f"{self._root}/graphs")
+        if free < needed:
+            self.trim(0)
+            free = self.ssh.free_bytes(f"{self._root}/graphs")
+        if free < needed:
+            raise _ssh.disk_full(self.ssh.name, free, needed)
+        self.ssh.put(graph.path, path, limit_s=30 + UPLOAD_S_PER_MIB * size / 2**20)
         self._graphs.add(graph.sha256)
         return path
+
+    def _graph_path(self, graph: Artifact) -> str:
+        return f"{self._root}/graphs/{graph.sha256}.onnx"
 
     # -- engines ----------------------------------------------------------------------------------------------------
 
@@ -181,26 +193,31 @@ class Store:
         """Return the path of an engine, without its suffix."""
         return f"{self._root}/engines/{self.key}/{graph.sha256}-{precision}-{level}"
 
-    def find(self, place: str) -> Engine | None:
+    def find(self, place: str, graph: Artifact) -> Engine | None:
         """Return the engine at a place, None if there is none that is whole."""
-        done = self._do(_FIND, place)
-        if done.rc != 0:
-            return None
+        path = self._graph_path(graph)
+        done = self._do(_FIND, place, path, self.timing_cache)
         first, _, rest = done.stdout.partition("\n")
-        return _engine(f"{place}.engine", first[:64], rest)
+        if done.rc == 0:
+            return _engine(f"{place}.engine", first[:64], rest)
+        if first.split()[:1] == [graph.sha256]:
+            self._graphs.add(graph.sha256)
+        return None
 
-    def keep(self, job: str, place: str, facts: Mapping[str, Any]) -> Engine:
-        """Return the engine that was just built in a job's folder, moved to its place.
+    def keep(self, place: str, facts: Mapping[str, Any]) -> Engine:
+        """Return the engine that was just built and moved to its place, and note what is known about it.
 
         Raises:
-            DeviceLost: if it cannot be kept.
+            DeviceLost: if it was not kept.
         """
-        done = self._do(_KEEP, job, f"{place}.engine", limit_s=300)
-        told = json.dumps({**facts, "sha256": done.stdout.strip()})
+        told = json.dumps(facts)
+        found = _engine(f"{place}.engine", str(facts["sha256"]), told)
         noted = self._do('cat > "$1.part" && mv -f -- "$1.part" "$1"', f"{place}.json", stdin=told.encode())
-        found = _engine(f"{place}.engine", done.stdout.strip(), told)
-        if done.rc != 0 or noted.rc != 0 or found is None:
-            raise DeviceLost(f"{self.ssh.name}: an engine could not be kept", why=(noted if noted.rc else done).said)
+        if noted.rc != 0 or found is None:
+            raise DeviceLost(f"{self.ssh.name}: an engine could not be kept", why=noted.said)
+        self._kept += 1
+        if self._kept % TRIM_EVERY == 0:
+            self.trim()
         return found
 
     def drop(self, engine: Engine) -> None:
@@ -210,10 +227,6 @@ class Store:
     def drop_timing_cache(self) -> None:
         """Remove a timing cache that the builder refuses, and the one before it."""
         self._do('rm -f -- "$1" "$1.prev" "$1.lock"', self.timing_cache)
-
-    def save_timing_cache(self) -> None:
-        """Keep a copy of the timing cache: the builder rewrites it in place, and the power may go meanwhile."""
-        self._do('[ ! -s "$1" ] || cp -f -- "$1" "$1.prev"', self.timing_cache)
 
     def trim(self, cap_mib: int | None = None) -> None:
         """Remove what was not used for longest until graphs and engines fit under the cap."""
@@ -237,24 +250,33 @@ class Store:
     def _new_folder(self) -> str:
         return f"{self._root}/jobs/{secrets.token_hex(8)}"
 
-    def run(self, argv: Sequence[str], *, limit_s: float, files: Sequence[str] = (), job: str | None = None) -> Ran:
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        limit_s: float,
+        files: Sequence[str] = (),
+        job: str | None = None,
+        place: str = "",
+    ) -> Ran:
         """Return how a command ended that ran in a job's folder, or in one of its own.
 
         Args:
             limit_s: seconds it may take.
             files: names of small files it writes there.
             job: folder to use and to keep; None: one that is gone afterwards.
+            place: of the engine that it makes, as engine.part, or uses.
 
         Raises:
             DeviceLost: if the connection breaks or the board was started anew meanwhile.
         """
         marker = f"EDGEPRUNE_PART_{secrets.token_hex(8)}"
         folder, keep = job or self._new_folder(), "yes" if job else "no"
-        settings = [self._boot_file, marker, str(LOG_CAP), keep, str(len(files))]
+        settings = [self._boot_file, marker, str(LOG_CAP), keep, place, str(len(files))]
         words = ["bash", "-c", _RUN, "run", folder, *settings, *files, *argv]
         done = self.ssh.run(words, limit_s=limit_s, cap=FILES_CAP)
         first, *parts = done.stdout.split(f"\n{marker}\n")
-        if len(parts) != len(files) + 2:
+        if len(parts) != len(files) + 3:
             raise DeviceLost(f"{self.ssh.name}: a job answered in another form", why=done.said)
         for each in (first, parts[-1]):
             if each.strip() != self._boot_id:
@@ -263,9 +285,9 @@ class Store:
                     why="its boot id has changed",
                     next_step="see why it restarts (power supply, heat), then run the command again",
                 )
-        return Ran(
-            rc=done.rc, log=_trtexec_log.log_from_text(parts[0]), files=dict(zip(files, parts[1:-1], strict=True))
-        )
+        found = dict(zip(files, parts[1:-2], strict=True))
+        log = _trtexec_log.log_from_text(parts[0])
+        return Ran(rc=done.rc, log=log, files=found, engine_sha256=parts[-2].strip())
 
 
 def _engine(path: str, sha256: str, text: str) -> Engine | None:

@@ -503,7 +503,7 @@ def _existing(option: str, path: str) -> str:
 
 def _short_folder() -> Path:
     """Return a new private folder whose path leaves room for a socket in it."""
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 a private folder is made in it
+    for parent in (tempfile.gettempdir(), "/var/tmp"):  # noqa: S108 a private folder is made in it
         folder = Path(tempfile.mkdtemp(prefix="edgeprune-", dir=parent))
         if len(os.fsencode(folder)) < SOCKET_PATH_CAP:
             return folder

@@ -272,28 +272,27 @@ class TensorrtSsh:
         known = held.engines.get((graph.sha256, level))
         if known is None:
             place = held.store.place(graph, self._profile.precision, level)
-            known = held.store.find(place) or self._build(held, graph.check(), level, place)
+            known = held.store.find(place, graph) or self._build(held, graph.check(), level, place)
             held.engines[graph.sha256, level] = known
         return known
 
     def _build(self, held: _Open, graph: Artifact, level: int, place: str) -> _jetson_store.Engine:
         self._insist_on_memory(held, graph)
         path = held.store.graph(graph)
-        held.store.save_timing_cache()
+        command = self._build_command(held, path, level)
+        limit_s = float(self._options["build_limit_s"])
         for attempt in (1, 2):
-            with held.store.job() as job:
-                ran, command = self._run_builder(held, job, path, level)
-                failure = _trtexec_log.failure_of(ran.rc, ran.log)
-                if failure is not None and failure.kind == "cache" and attempt == 1:
-                    held.store.drop_timing_cache()
-                    continue
-                if failure is not None:
-                    raise self._failed(held, failure, f"building {graph.path.name}")
-                return self._kept(held, job, place, graph, level, ran, command)
+            ran = held.store.run(command, limit_s=limit_s, files=["layers.json"], place=place)
+            failure = _trtexec_log.failure_of(ran.rc, ran.log)
+            if failure is None:
+                return self._kept(held, place, graph, level, ran, command)
+            if failure.kind != "cache" or attempt == 2:
+                raise self._failed(held, failure, f"building {graph.path.name}")
+            held.store.drop_timing_cache()
         raise AssertionError("the second attempt returns or raises")
 
-    def _run_builder(self, held: _Open, job: str, path: str, level: int) -> tuple[_jetson_store.Ran, list[str]]:
-        command = held.tool.build(
+    def _build_command(self, held: _Open, path: str, level: int) -> list[str]:
+        return held.tool.build(
             onnx=path,
             engine="engine.part",
             timing_cache=held.store.timing_cache,
@@ -302,13 +301,10 @@ class TensorrtSsh:
             workspace_mib=self._profile.memory_mib or _trtexec.WORKSPACE_MIB,
             level=level,
         )
-        limit_s = float(self._options["build_limit_s"])
-        return held.store.run(command, limit_s=limit_s, files=["layers.json"], job=job), command
 
     def _kept(
         self,
         held: _Open,
-        job: str,
         place: str,
         graph: Artifact,
         level: int,
@@ -325,13 +321,14 @@ class TensorrtSsh:
             )
         facts = {
             "graph_sha256": graph.sha256,
+            "sha256": ran.engine_sha256,
             "level": level,
             "precisions": precisions,
             "built_s": ran.log.built_s,
             "warnings": list(ran.log.warnings),
             "command": list(command),
         }
-        return held.store.keep(job, place, facts)
+        return held.store.keep(place, facts)
 
     def _insist_on_memory(self, held: _Open, graph: Artifact) -> None:
         free, needed = held.board.memory_mib, int(self._options["memory_needed_mib"])
@@ -475,7 +472,8 @@ class TensorrtSsh:
         """Return one successful run of an engine, built anew if the board cannot load the one it has."""
         for attempt in (1, 2):
             engine = self._engine(held, graph, level)
-            ran = held.store.run(command(engine), limit_s=limit_s, files=files)
+            place = engine.path.removesuffix(".engine")
+            ran = held.store.run(command(engine), limit_s=limit_s, files=files, place=place)
             failure = _trtexec_log.failure_of(ran.rc, ran.log)
             if failure is None:
                 return ran

@@ -107,26 +107,43 @@ def boards(pid: int) -> Iterator[int]:
             yield from boards(int(child))
 
 
-def killed(process: "subprocess.Popen[bytes]", out: Path, query: str, count: int) -> bool:
-    """Kill every emulated board below a process once a query finds so many rows; return whether there was one."""
+def struck(process: "subprocess.Popen[bytes]", out: Path, query: str, count: int, by: int = signal.SIGKILL) -> bool:
+    """Signal every emulated board below a process once a query finds so many rows; return whether there was one."""
     while process.poll() is None:
         if rows(out, query) >= count and (found := list(boards(process.pid))):
             for each in found:
-                os.kill(each, signal.SIGKILL)
+                os.kill(each, by)
             return True
         time.sleep(0.01)
     return False
+
+
+def started(config: Path, out: Path) -> "subprocess.Popen[bytes]":
+    """Return a deploy to the board that is going on."""
+    command = [sys.executable, "-m", "edgeprune", "deploy", "--target", "board", "--json", "--quiet", "--out", str(out)]
+    return subprocess.Popen(command, cwd=config.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_frozen_board_is_given_up_and_replaced(undisturbed: Outcome, tmp_path: Path) -> None:
+    """It does not answer within its time: lost, started again, and the plan is that of the undisturbed run."""
+    limited = BOARD.replace('arm-emulated"', 'arm-emulated"\noptions = {time_limit_s = 20}')
+    changes = (("[targets.toy]", limited), ("channel_multiple = 8\n", ""))
+    config = tiny_project.write_project(tmp_path / "project", *changes)
+    with started(config, tmp_path) as process:
+        assert struck(process, tmp_path, *KILLED_WHEN["candidates are being counted"], by=signal.SIGSTOP)
+        said, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    outcome = Outcome.from_json(json.loads(said)["data"])
+    assert plan_of(outcome) == plan_of(undisturbed)
+    assert not list(boards(process.pid) if Path(f"/proc/{process.pid}").exists() else [])
 
 
 def test_a_board_killed_at_three_points_changes_nothing_about_the_result(
     config: Path, undisturbed: Outcome, tmp_path: Path
 ) -> None:
     """The deploy starts the board again each time, and ends in the plan and the counts of the undisturbed run."""
-    command = [sys.executable, "-m", "edgeprune", "deploy", "--target", "board", "--json", "--quiet"]
-    with subprocess.Popen(
-        [*command, "--out", str(tmp_path)], cwd=config.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        deaths = [killed(process, tmp_path, *reached) for reached in KILLED_WHEN.values()]
+    with started(config, tmp_path) as process:
+        deaths = [struck(process, tmp_path, *reached) for reached in KILLED_WHEN.values()]
         said, errors = process.communicate()
     assert deaths == [True] * 3, errors.decode()
     assert process.returncode == 0, errors.decode()

@@ -173,7 +173,7 @@ class _Lowering:
         axis = axes[0]
         if value.block and (axis != 1 or starts[axis] % value.block):
             return None, 0
-        return value_of_part(value, name, shape), starts[axis] * prod(shape[axis + 1 :])
+        return replace(value, name=name, shape=shape), starts[axis] * prod(shape[axis + 1 :])
 
     def _starts(self, node: Node, name: str, shape: Sequence[int]) -> list[int] | None:
         if node.op == "Slice":
@@ -190,11 +190,6 @@ class _Lowering:
     def program(self) -> Program:
         """Return the steps with every tensor placed."""
         return _Placing(self._graph, self._values, self._parts, self._calls).program(self._kernels)
-
-
-def value_of_part(value: Value, name: str, shape: Sequence[int]) -> Value:
-    """Return a value that lies in memory like another one and has its own name and shape."""
-    return replace(value, name=name, shape=tuple(shape))
 
 
 def kernel_name(kernel: Kernel, cpu: Cpu) -> str:

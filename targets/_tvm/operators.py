@@ -65,6 +65,8 @@ def check(graph: Graph, node: Node) -> None:
         raise unsupported(node, "it makes integers or truth values of what is computed")
     if node.op == "Dropout" and np.any(graph.constants.get(node.input(2), False)):
         raise unsupported(node, "it is in training mode")
+    if node.op == "Dropout" and any(name in graph.uses() for name in node.outputs[1:]):
+        raise unsupported(node, "its mask is read")
 
 
 def write(site: Site, node: Node) -> Reader:

@@ -1,8 +1,12 @@
 """A lowered network: kernels, the constants and buffers they work on, and the calls in order.
 
-step  k3f2a…  in0  c0  c1  a0         reads input 0, two constants, writes the arena
-step  k77b0…  a0   c2  a1
-step  k12c9…  a1   c3  out0
+    step  k3f2a…  in0  c0  c1  a0         reads input 0, two constants, writes the arena
+    step  k77b0…  a0   c2  a1
+    step  k12c9…  a1   c3  out0
+
+On Arm a kernel calls nothing but `memset`, `memcpy` and the two functions by which TVM asks for scratch memory, through
+the pointers `__TVMBackendAllocWorkspace` and `__TVMBackendFreeWorkspace` of its library; scratch is given back in the
+reverse order. A wrong argument is reported through `TVMFFIErrorSetRaisedFromCStrParts`.
 """
 
 from collections.abc import Mapping

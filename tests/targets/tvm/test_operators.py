@@ -405,6 +405,15 @@ def test_nodes_that_only_look_like_views_are_refused(node: Any) -> None:
         lower(model_of(nodes, {"x": (1, 3)}, ["y"], used), cpu_of("x86_64", "avx2"))
 
 
+def test_a_mask_that_is_read_is_refused() -> None:
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["a", "mask"], name="odd"),
+        helper.make_node("Cast", ["mask"], ["y"], to=1),
+    ]
+    with pytest.raises(CompileError, match="'odd'"):
+        lower(model_of(nodes, {"x": (1, 3)}, ["y"]), cpu_of("x86_64", "avx2"))
+
+
 def test_views_are_free() -> None:
     nodes = [
         helper.make_node("Relu", ["x"], ["a"]),
