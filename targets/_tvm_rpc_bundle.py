@@ -17,13 +17,14 @@ from edgeprune.canonical import file_sha256
 from edgeprune.errors import BundleError, CompileError
 from edgeprune.target import Selftest
 
-from ._tvm_rpc_board import RUNNER, programs  # noqa: TID251 private parts of this adapter
+from ._tvm_rpc_board import programs  # noqa: TID251 private parts of this adapter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[Any]]
 
+README = "README.txt"
 ENGINE = "tvm-so"
 """Kind of the artifacts that this adapter makes."""
 
@@ -38,17 +39,18 @@ def shipped(arch: str) -> dict[str, Path]:
     return {
         "bin/edgeprune-run": programs(arch) / "bin" / "edgeprune-run",
         "board_run.py": own / "board_run.py",
-        "README.txt": own / "bundle-readme.txt",
+        README: own / "bundle-readme.txt",
     }
 
 
 def check_trust(bundle: Path, engine: Artifact, arch: str) -> None:
-    """Check that a bundle would run nothing but what this edgeprune would have put there: runner and engine.
+    """Check that a bundle would run nothing but what this edgeprune would have put there: runners and engine.
 
     Raises:
         BundleError: if it would.
     """
-    ours = {RUNNER: shipped(arch)["bin/edgeprune-run"], "device/engine.so": engine.path}
+    runners = {f"device/{name}": path for name, path in shipped(arch).items() if name != README}
+    ours = {**runners, "device/engine.so": engine.path}
     for name, path in ours.items():
         if not (bundle / name).is_file() or file_sha256(bundle / name) != file_sha256(path):
             raise BundleError(
@@ -81,6 +83,7 @@ def answered(bundle: Path, model: Artifact, run: "Callable[[Artifact, Arrays], A
             return Selftest(ok=False, detail=f"{error.what}: {error.why}")
         for port, each in zip(ports["outputs"], sides["output"], strict=True):
             allowed = parity["atol"] + parity["rtol"] * numpy.abs(each[sample])
-            worst = max(worst, float((numpy.abs(got[port["name"]] - each[sample]) / allowed).max(initial=0.0)))
+            share = numpy.abs(got[port["name"]] - each[sample]) / allowed
+            worst = max(worst, float(numpy.where(numpy.isnan(share), numpy.inf, share).max(initial=0.0)))
     detail = f"its engine answered {parity['samples']} recorded samples, off by {worst:.3g} of what is tolerated"
     return Selftest(ok=worst <= 1, detail=f"{detail}; its runner was not started")
