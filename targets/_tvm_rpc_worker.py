@@ -413,8 +413,7 @@ class Worker:
         self._open(request)
         told = self._line.told("steps", self._line.bring(path, sha256), int(request["pin"]))
         costs = told.get("costs")
-        numbers = isinstance(costs, list) and all(type(each) in (int, float) and each >= 0 for each in costs)
-        if not numbers or len(costs) != len(script.calls):
+        if not isinstance(costs, list) or len(costs) != len(script.calls) or not all(map(_is_cost, costs)):
             raise RefusedError("the board answered for another engine", "lost")
         spent: dict[str, float] = {}
         for call, cost in zip(script.calls, costs, strict=True):
@@ -425,6 +424,10 @@ class Worker:
         for each in request.get("forget", ()):
             self._line.forget(str(each))
         return self._line.open(request["door"], float(request["busy_wait_s"]))
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _named(engine: Mapping[str, Any]) -> tuple[Path, str]:
