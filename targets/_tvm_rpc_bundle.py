@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[Any]]
 
-README = "README.txt"
+BOARD_RUN = "device/board_run.py"
+"""Runs an engine from Python; verify does not start it, but whoever reads that the bundle passed may."""
+
 ENGINE = "tvm-so"
 """Kind of the artifacts that this adapter makes."""
 
@@ -48,7 +50,7 @@ def shipped(arch: str) -> dict[str, Path]:
     return {
         "bin/edgeprune-run": programs(arch) / "bin" / "edgeprune-run",
         "board_run.py": own / "board_run.py",
-        README: own / "bundle-readme.txt",
+        "README.txt": own / "bundle-readme.txt",
     }
 
 
