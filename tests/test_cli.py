@@ -621,6 +621,13 @@ def test_a_doubtful_final_timing_is_said_beside_the_verdict(capsys: pytest.Captu
     assert "doubtful: machine slow; measure again with edgeprune verify dist/small" in said
 
 
+def test_the_faster_runtime_of_a_board_is_named_with_how_much_faster_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = {"chosen": "tvm", "other": "onnxruntime", "graph": "g", "times": {"p50": 1.24, "low": 1.23, "high": 1.25}}
+    outcome = replace(small_bundle.outcome(small_bundle.measurement()), conditions={"runtimes": choice}, emulated=False)
+    cli._print_outcome(outcome.to_json())
+    assert "\nruntime: tvm, 1.24x faster than onnxruntime\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("when", ["searching", "fine-tuning"])
 def test_one_ctrl_c_finishes_the_step_and_says_how_to_continue(edgeprune: Command, tmp_path: Path, when: str) -> None:
     """Exit code 5, the line that resumes, one envelope; and that line then ends the deploy."""

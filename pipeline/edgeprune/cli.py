@@ -532,7 +532,7 @@ def _print_if_emulated(data: Json) -> None:
 
 def _print_outcome(data: Json) -> None:
     from edgeprune.metric import unit_of
-    from edgeprune.outcome import BudgetVerdict
+    from edgeprune.outcome import BudgetVerdict, runtime_line
 
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
     unit = unit_of(data["metric"])
@@ -547,6 +547,8 @@ def _print_outcome(data: Json) -> None:
     _print_if_emulated(data)
     _table(f"{data['model']} on {data['target']}", ["", "before", "after"], rows)
     typer.echo(f"budget {budget.summary(data['metric'])}")
+    if runtime := runtime_line(data["conditions"], emulated=data["emulated"]):
+        typer.echo(f"runtime: {runtime}")
     for each in budget.missed:
         typer.echo(f"  {each}")
     for each in data["flags"]:
