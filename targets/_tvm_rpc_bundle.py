@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[Any]]
 
-BOARD_RUN = "device/board_run.py"
-"""Runs an engine from Python; verify does not start it, but whoever reads that the bundle passed may."""
+README = "README.txt"
+"""The one file for a device that is read and never run."""
 
 ENGINE = "tvm-so"
 """Kind of the artifacts that this adapter makes."""
@@ -50,7 +50,7 @@ def shipped(arch: str) -> dict[str, Path]:
     return {
         "bin/edgeprune-run": programs(arch) / "bin" / "edgeprune-run",
         "board_run.py": own / "board_run.py",
-        "README.txt": own / "bundle-readme.txt",
+        README: own / "bundle-readme.txt",
     }
 
 
