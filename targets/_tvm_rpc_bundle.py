@@ -23,12 +23,15 @@ from edgeprune.canonical import file_sha256
 from edgeprune.errors import BundleError, CompileError, ProfileError
 from edgeprune.target import Selftest
 
-from ._tvm_rpc_board import RUNNER, programs, setup_command  # noqa: TID251 private parts of this adapter
+from ._tvm_rpc_board import programs, setup_command  # noqa: TID251 private parts of this adapter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[Any]]
+
+README = "README.txt"
+"""The one file for a device that is read and never run."""
 
 ENGINE = "tvm-so"
 """Kind of the artifacts that this adapter makes."""
@@ -47,7 +50,7 @@ def shipped(arch: str) -> dict[str, Path]:
     return {
         "bin/edgeprune-run": programs(arch) / "bin" / "edgeprune-run",
         "board_run.py": own / "board_run.py",
-        "README.txt": own / "bundle-readme.txt",
+        README: own / "bundle-readme.txt",
     }
 
 
@@ -64,25 +67,22 @@ def with_onnxruntime(arch: str) -> dict[str, Path]:
     return {
         "bin/edgeprune-run": folder / "bin" / "edgeprune-run",
         f"lib/{libraries[-1].name}": libraries[-1],
-        "README.txt": Path(str(files("edgeprune.device"))) / "arm" / "bundle-readme-onnxruntime.txt",
+        README: Path(str(files("edgeprune.device"))) / "arm" / "bundle-readme-onnxruntime.txt",
     }
 
 
 def check_trust(bundle: Path, engine: Artifact, arch: str) -> None:
-    """Check that a bundle would run nothing but what this edgeprune would have put there: runner and engine.
+    """Check that a bundle would run nothing but what this edgeprune would have put there: runners and engine.
 
     Raises:
         BundleError: if it would.
     """
-    runs = with_onnxruntime(arch)
-    ours = {f"device/{name}": path for name, path in runs.items() if name.startswith(("bin/", "lib/"))}
-    if engine.kind == GRAPH:
-        wanted = set(ours)
-    else:
+    runs = with_onnxruntime(arch) if engine.kind == GRAPH else shipped(arch)
+    ours = {f"device/{name}": path for name, path in runs.items() if name != README}
+    if engine.kind != GRAPH:
         ours["device/engine.so"] = engine.path
-        wanted = {RUNNER, "device/engine.so"}
-    loaded = {str(each.relative_to(bundle)) for each in (bundle / "device" / "lib").glob("*")}
-    for name in sorted(wanted | loaded):
+    theirs = {str(each.relative_to(bundle)) for each in (bundle / "device").rglob("*") if each.is_file()}
+    for name in sorted((ours.keys() | theirs) - {f"device/{README}"}):
         path = ours.get(name)
         if path is None or not (bundle / name).is_file() or file_sha256(bundle / name) != file_sha256(path):
             raise BundleError(
@@ -117,6 +117,7 @@ def answered(bundle: Path, model: Artifact, run: "Callable[[Artifact, Arrays], A
             return Selftest(ok=False, detail=f"{error.what}: {error.why}")
         for port, each in zip(ports["outputs"], sides["output"], strict=True):
             allowed = parity["atol"] + parity["rtol"] * numpy.abs(each[sample])
-            worst = max(worst, float((numpy.abs(got[port["name"]] - each[sample]) / allowed).max(initial=0.0)))
+            share = numpy.abs(got[port["name"]] - each[sample]) / allowed
+            worst = max(worst, float(numpy.where(numpy.isnan(share), numpy.inf, share).max(initial=0.0)))
     detail = f"its engine answered {parity['samples']} recorded samples, off by {worst:.3g} of what is tolerated"
     return Selftest(ok=worst <= 1, detail=f"{detail}; its runner was not started")

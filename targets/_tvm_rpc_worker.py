@@ -50,6 +50,9 @@ ANSWER_CAP = 256 << 20
 TEXT_CAP = 32 << 20
 """Bytes of the longest answer that is read as text: the samples of a long session are some megabytes."""
 
+NUMBER_CAP = 1 << 63
+"""No count and no time of a board is larger."""
+
 WHY_CAP = 1000
 SESSION_LIMIT_S = 300
 """The board ends a session that asks nothing for as long; the next request opens another."""
@@ -143,12 +146,12 @@ class Line:
         if len(answer) > TEXT_CAP:
             raise self._lost(f"an answer of {len(answer)} bytes")
         try:
-            value = json.loads(answer.decode("utf-8", errors="replace"))
-        except ValueError:
+            value = plain(json.loads(answer.decode("utf-8", errors="replace")))
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise self._lost("an answer that is no JSON object")
-        return {str(name): plain(each) for name, each in value.items()}
+            raise self._lost("an answer that is no JSON object of plain values")
+        return value
 
     def call(self, function: str, *arguments: Any) -> bytes:
         """Return the bytes that a function of the board answers."""
@@ -332,9 +335,15 @@ def readable(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON value from a board with every text in it made readable."""
+    """Return a JSON value from a board with every text in it made readable.
+
+    Raises:
+        ValueError: if a number in it is infinite, none, or too large for any count.
+    """
     if isinstance(value, str):
         return readable(value)
+    if type(value) in (int, float) and not abs(value) <= NUMBER_CAP:
+        raise ValueError("a number that is none")
     if isinstance(value, list):
         return [plain(each) for each in value]
     if isinstance(value, dict):
@@ -490,8 +499,9 @@ def _size(value: Any) -> int:
 
 def _spent(layers: Any, told: Mapping[str, Any]) -> dict[str, float]:
     """Return name → what it cost in all, from names and the costs that the board told in the same order."""
-    costs = told.get("costs")
-    if not isinstance(costs, list) or not isinstance(layers, list) or len(costs) != len(layers):
+    costs: Any = told.get("costs")
+    numbers = isinstance(costs, list) and all(type(each) in (int, float) and each >= 0 for each in costs)
+    if not numbers or not isinstance(layers, list) or len(costs) != len(layers):
         raise RefusedError("the board answered for another engine", "lost")
     spent: dict[str, float] = {}
     for layer, cost in zip(layers, costs, strict=True):

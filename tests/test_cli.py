@@ -216,6 +216,15 @@ def test_every_other_command_has_an_envelope_and_a_text(
     assert not text.out.startswith("{")
 
 
+def test_a_name_in_brackets_stands_in_a_table_as_it_is(edgeprune: Command, tmp_path: Path) -> None:
+    """Names and what boards say are text: no markup that is carried out, swallowed or refused."""
+    said = "[red]hot[/red] :warning: [/]"
+    (tmp_path / "edgeprune.toml").write_text(f'[targets.odd]\nprofile = "formula"\ndescription = "{said}"\n')
+    listed = edgeprune(tmp_path, "targets")
+    assert listed.code == 0, listed.err
+    assert said in listed.out
+
+
 def test_report_writes_the_page_of_a_run_again(edgeprune: Command, project: Path) -> None:
     """From the ledger alone; both spellings name the same file."""
     page = run_of(project) / "report.html"

@@ -513,7 +513,8 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, markup=False, emoji=False).print(table)  # names, and what boards say, are text
 
 
 def _span(interval: Json, digits: int = 3) -> str:
