@@ -25,6 +25,31 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch) -> No
     assert "XDG_CACHE_HOME" in error.value.next_step
 
 
+def test_an_older_folder_that_others_may_write_is_closed(tmp_path: Path, monkeypatch) -> None:
+    """What lies there is run as it is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "edgeprune/kind").mkdir(parents=True)
+    (tmp_path / "edgeprune/kind").chmod(0o777)
+    assert cache.kept_in("kind").stat().st_mode & 0o077 == 0
+
+
+def test_a_link_to_somewhere_else_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "edgeprune").mkdir()
+    (tmp_path / "edgeprune/kind").symlink_to(tmp_path)
+    with pytest.raises(ProfileError, match="a link, or another user's"):
+        cache.kept_in("kind")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder another user's: sudo make test")
+def test_another_users_folder_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "edgeprune/kind").mkdir(parents=True)
+    os.chown(tmp_path / "edgeprune/kind", 12345, 12345)
+    with pytest.raises(ProfileError, match="another user's"):
+        cache.kept_in("kind")
+
+
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert cache.written(tmp_path / "a", b"one").read_bytes() == b"one"
     (tmp_path / "folder").mkdir()
