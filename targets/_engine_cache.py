@@ -1,7 +1,6 @@
 """Engines that are kept in the user's cache folder, so that a graph is built once on a machine."""
 
 import os
-import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,23 +15,22 @@ ADVICE = "set XDG_CACHE_HOME to a folder with room that you may write"
 def kept_in(*names: str) -> Path:
     """Return a folder of the user's cache, made if it is missing, that others may not read or write.
 
-    What lies there is run as it is, so it must be nobody else's.
+    What lies there is run as it is, so it must be nobody else's; it may be the user's own link to a larger disk.
 
     Raises:
-        ProfileError: if it cannot be made, or is a link or another user's.
+        ProfileError: if it cannot be made, or is another user's, or a link of theirs.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeprune"
     folder = root.joinpath(*names)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+        if folder.lstat().st_uid == folder.stat().st_uid == os.getuid():
             folder.chmod(0o700)
             return folder
     except OSError as error:
         raise ProfileError(f"{folder} cannot be made", why=str(error), next_step=ADVICE) from error
     raise ProfileError(
-        f"{folder} is a link, or another user's",
+        f"{folder} is another user's, or a link of theirs",
         why="what others put there would be run with your rights",
         next_step="set XDG_CACHE_HOME to a folder of your own",
     )
