@@ -31,7 +31,8 @@ def spaces_and_plans(draw: st.DrawFn) -> tuple[Space, Plan]:
     for group in space.groups:
         width = draw(st.sampled_from(group.choices))
         kept[group.name] = tuple(sorted(draw(st.permutations(range(group.width)))[:width]))
-    return space, Plan(kept=kept)
+    repair = draw(st.dictionaries(st.sampled_from(sorted(kept)), st.floats(0, 1)))
+    return space, Plan(kept=kept, repair=repair)
 
 
 @settings(derandomize=True)
@@ -51,13 +52,27 @@ def test_json_holds_the_whole_plan(drawn: tuple[Space, Plan]) -> None:
 def test_digests_are_equal_exactly_when_plans_are(drawn: tuple[Space, Plan], data: st.DataObject) -> None:
     """The order of the groups does not matter; one unit more or less does."""
     _, plan = drawn
-    turned = Plan(kept=dict(reversed(plan.kept.items())))
+    turned = Plan(kept=dict(reversed(plan.kept.items())), repair=dict(reversed(plan.repair.items())))
     assert turned == plan
     assert turned.digest == plan.digest
     name = data.draw(st.sampled_from(sorted(plan.kept)))
-    other = Plan(kept={**plan.kept, name: (*plan.kept[name], 99)})
+    other = Plan(kept={**plan.kept, name: (*plan.kept[name], 99)}, repair=plan.repair)
     assert other != plan
     assert other.digest != plan.digest
+    repaired = Plan(kept=plan.kept, repair={**plan.repair, name: plan.repair.get(name, 0.25) / 2 + 0.125})
+    assert (repaired.digest == plan.digest) == (repaired == plan)
+
+
+@pytest.mark.parametrize("repair", [{"a": -0.1}, {"a": 1.1}, {"a": float("nan")}, {"c": 0.5}])
+def test_a_repair_is_a_share_of_a_group_of_the_space(repair: dict[str, float]) -> None:
+    space = Space(groups=(Group(name="a", width=1, minimum=1, multiple=1),))
+    with pytest.raises(PlanError, match="repair"):
+        space.check(Plan(kept={"a": (0,)}, repair=repair))
+
+
+def test_a_group_may_be_called_like_a_field() -> None:
+    plan = Plan(kept={"kept": (0,), "repair": (1, 2)})
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_digest_is_a_known_name() -> None:

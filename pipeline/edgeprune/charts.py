@@ -105,14 +105,24 @@ def _known(limit: float | None) -> list[float]:
     return [] if limit is None else [limit]
 
 
-def tradeoff(spots: Sequence[Spot], landmarks: Sequence[Landmark], limit: float | None, *, width: float) -> Markup:
-    """Return accuracy (per cent, up) against latency ratio (right) with intervals, front, budget and landmarks."""
+def tradeoff(
+    spots: Sequence[Spot],
+    landmarks: Sequence[Landmark],
+    limit: float | None,
+    *,
+    judge: str = "validation accuracy",
+    width: float,
+) -> Markup:
+    """Return accuracy, or what `judge` names (per cent, up), against latency ratio (right).
+
+    With intervals, front, budget and landmarks.
+    """
     ratios = [edge for each in spots for edge in (each.ratio.low, each.ratio.high)]
     x = Axis.over(
         [*_known(limit), *ratios, *(each.ratio for each in landmarks)], "latency, ratio to the unpruned model", about=6
     )
     heights = [*(each.accuracy for each in spots), *(each.accuracy for each in landmarks)]
-    y = Axis.over(heights, "validation accuracy, %", pad=0.07)
+    y = Axis.over(heights, f"{judge}, %", pad=0.07)
     frame = framed(width, 440 if width > 600 else 380, x, y, top=44)
     steady = [each for each in spots if each.kind != "flagged"]
     dots = [_spot(frame, each) for each in sorted(spots, key=_fits_last)]

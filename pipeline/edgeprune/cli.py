@@ -102,7 +102,13 @@ def deploy(
         str | None, typer.Option("--budget", "-b", help="8ms, 800us, or 0.5x of the unpruned model")
     ] = None,
     out: OutOption = Path("dist"),
-    strategy: Annotated[str | None, typer.Option("--strategy", help="ddpg, sac, uniform or random")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="how widths and channels are chosen; see edgeprune methods")
+    ] = None,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="weights only: no image is looked at before the last evaluation")
+    ] = False,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="ddpg, sac, uniform, random or walk")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="candidates to measure")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of the search")] = None,
     settings: SetOption = None,
@@ -121,6 +127,8 @@ def deploy(
 
         overrides = {
             "budget.latency": budget,
+            "search.method": method,
+            "search.data_free": data_free or None,
             "search.strategy": strategy,
             "search.trials": trials,
             "search.seed": seed,
@@ -264,6 +272,21 @@ def doctor(
         return {"target": target, "findings": findings}, 3 if problems else 0
 
     _run("doctor", act, as_json, _print_findings)
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods of pruning: what each needs, what it optimises, and where it comes from."""
+
+    def act() -> tuple[Json, int]:
+        from dataclasses import asdict
+
+        from edgeprune.methods import DEFAULT, METHODS
+
+        known = [{"name": name, "default": name == DEFAULT, **asdict(each)} for name, each in METHODS.items()]
+        return {"methods": known}, 0
+
+    _run("methods", act, as_json, _print_methods)
 
 
 @app.command()
@@ -537,7 +560,7 @@ def _print_outcome(data: Json) -> None:
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
     unit = unit_of(data["metric"])
     rows = [
-        [f"accuracy, % of {after['test_images']:,} test images", _percent(before), _percent(after)],
+        [f"accuracy, % of {after['test_images']:,} {data['tested_on']}", _percent(before), _percent(after)],
         [f"latency, {unit}", _span(before["latency"]), _span(after["latency"])],
         ["ratio", "1", _span(after["ratio"], 4)],
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"],
@@ -555,7 +578,9 @@ def _print_outcome(data: Json) -> None:
         typer.echo(f"  doubtful: {each}; measure again with edgeprune verify {data['bundle']}")
     for each in data["warnings"]:
         typer.echo(f"warning: {each}")
-    typer.echo(f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['strategy']})")
+    typer.echo(
+        f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['method']} by {data['strategy']})"
+    )
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")
 
@@ -584,6 +609,7 @@ def _row(result: Json) -> list[str]:
     outcome = result["outcome"]
     before, after, budget = outcome["baseline"], outcome["result"], BudgetVerdict(**outcome["budget"])
     accuracy = " → ".join(f"{100 * each['accuracy']:.2f}" for each in (before, after))
+    accuracy += "" if outcome["tested_on"] == "test images" else " agree"
     latency = " → ".join(f"{each['latency']['p50']:.3g}" for each in (before, after))
     kept = f"{limit_of(budget.requested, outcome['metric'])} {'met' if budget.met else 'MISSED'}"
     return [result["target"], accuracy, f"{latency} {outcome['unit']}", f"{after['ratio']['p50']:.3f}", kept]
@@ -628,6 +654,15 @@ def _print_findings(data: Json) -> None:
 def _print_targets(data: Json) -> None:
     rows = [[each["name"], each["adapter"], each["reachable"], each["description"]] for each in data["targets"]]
     _table("targets", ["profile", "adapter", "reachable now", "what it is"], rows)
+
+
+def _print_methods(data: Json) -> None:
+    for each in data["methods"]:
+        typer.echo(f"{each['name']}{' (default)' * each['default']}: {each['title']}")
+        needs = "; ".join(each["needs"])
+        for name, text in {**each, "needs": needs}.items():
+            if name in ("idea", "optimises", "needs", "source", "page"):
+                typer.echo(f"    {name:<10} {text}")
 
 
 def _print_space(data: Json) -> None:

@@ -131,6 +131,8 @@ def _announce(prepared: Prepared, bench: Bench, timing: Measurement) -> None:
         "model": prepared.model.name,
         "target": prepared.request.target,
         "strategy": bench.strategy,
+        "method": prepared.config.search.method,
+        "judged_by": prepared.config.search.judged_by,
         "seed": bench.seed,
         "trials": prepared.config.search.trials,
         "requested": str(prepared.budget.latency),

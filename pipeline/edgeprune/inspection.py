@@ -11,6 +11,8 @@ from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.target import Finding, examine_target
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgeprune.intake.config import Config, Devices
     from edgeprune.progress import Progress
 
@@ -29,9 +31,9 @@ def describe_space(config: "Config", profile: Profile, progress: "Progress") -> 
     from edgeprune.stages.prepare import find_structure
 
     with progress.stage("load data and model"):
-        splits = load_data(config.data)
-        model = load_model(config.model, input_shape=splits.input_shape)
-    example = splits.calibration.tensor(slice(0, 2))
+        splits = load_data(config.data) if config.data and not config.search.data_free else None
+        model = load_model(config.model, input_shape=splits.input_shape if splits else None)
+    example = splits.calibration.tensor(slice(0, 2)) if splits else noise(model.input_shape)
     with progress.stage("find channel groups"):
         structure = find_structure(config, profile, model.module, example, export(model.module, example[:1]))
     groups = [
@@ -45,6 +47,13 @@ def describe_space(config: "Config", profile: Profile, progress: "Progress") -> 
         for group in structure.space.groups
     ]
     return {"model": model.name, "groups": groups, "unprunable": [asdict(each) for each in structure.unprunable]}
+
+
+def noise(shape: tuple[int, int, int, int]) -> "Tensor":
+    """Return two images of normal noise: which channels fall together does not depend on what is in a picture."""
+    import torch
+
+    return torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
 
 
 def examine(boards: Sequence[Profile]) -> list[dict[str, str]]:

@@ -141,11 +141,14 @@ class ModelCard(Facts):
 
 
 class Origin(Facts):
-    """What was pruned and how it was searched."""
+    """What was pruned, how it was searched, and what its accuracies are counted on."""
 
     model: str
     target: str
     strategy: str
+    method: str = "amc"
+    judged_by: str = "labels"
+    tested_on: str = "test images"
     seed: int
     measurements: Count
     trials: Count
@@ -180,6 +183,7 @@ class Manifest(Facts):
     """Everything a bundle claims.
 
     Attributes:
+        repair: group → coefficient of the reconstruction that the weights began with; empty: the method's own.
         preprocessing: of images; None if the data came normalised, so that it is not known.
         parent_sha256: of the unpruned model's ONNX, which stays outside the bundle.
         files: every file but the manifest, in ascending order of path.
@@ -191,6 +195,7 @@ class Manifest(Facts):
     name: Name
     origin: Origin
     plan: dict[str, tuple[int, ...]]
+    repair: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     plan_digest: Digest
     profile: dict[str, JsonValue]
     profile_digest: Digest
@@ -294,7 +299,7 @@ def _check(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST} names {unsafe[0]!r}", why="that path may leave the bundle", next_step=_NEXT)
     if paths != manifest.file_names():
         raise BundleError(f"{MANIFEST} lists {list(paths)}", why=f"wanted {list(manifest.file_names())}")
-    if Plan(kept=manifest.plan).digest != manifest.plan_digest:
+    if Plan(kept=manifest.plan, repair=manifest.repair).digest != manifest.plan_digest:
         raise BundleError(f"{MANIFEST}: the plan does not have the digest it is given", next_step=_NEXT)
     if profile_of(manifest).digest != manifest.profile_digest:
         raise BundleError(f"{MANIFEST}: the profile does not have the digest it is given", next_step=_NEXT)

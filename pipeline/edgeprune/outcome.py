@@ -95,6 +95,9 @@ class Outcome:
         emulated: the latencies come from a formula or an emulator.
         metric: what a latency counts, "latency_ns" on real devices.
         strategy: the searcher.
+        method: how widths and channels were chosen, see `edgeprune.methods`.
+        judged_by: what candidates were judged by, see `edgeprune.trial.JUDGES`.
+        tested_on: what the accuracies are counted on.
         measurements: latency measurements spent, repeats of failures included.
         trials: candidates tried.
         widths: every channel group before and after.
@@ -120,6 +123,9 @@ class Outcome:
     measurements: int
     trials: int
     widths: tuple[WidthChange, ...]
+    method: str = "amc"
+    judged_by: str = "labels"
+    tested_on: str = "test images"
     layer_shares: Mapping[str, float] = field(default_factory=dict)
     result_layer_shares: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

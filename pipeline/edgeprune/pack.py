@@ -255,7 +255,8 @@ def _facts(contents: BundleContents, signature: Signature, samples: int) -> dict
         "schema_version": 2,
         "name": contents.name,
         "origin": _origin(outcome),
-        "plan": contents.plan.to_json(),
+        "plan": {name: list(units) for name, units in contents.plan.kept.items()},
+        "repair": dict(contents.plan.repair),
         "plan_digest": contents.plan.digest,
         "profile": profile.to_json() | {"address": None},  # where a device is says nothing about what it is
         "profile_digest": profile.digest,
@@ -276,6 +277,9 @@ def _origin(outcome: Outcome) -> dict[str, object]:
         "model": outcome.model.replace("\\", "/").rpartition("/")[2],  # a path means nothing on another machine
         "target": outcome.target,
         "strategy": outcome.strategy,
+        "method": outcome.method,
+        "judged_by": outcome.judged_by,
+        "tested_on": outcome.tested_on,
         "seed": outcome.seed,
         "measurements": outcome.measurements,
         "trials": outcome.trials,
@@ -360,7 +364,7 @@ def _readme(contents: BundleContents) -> str:
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         before=_accuracy(outcome.baseline),
         after=_accuracy(outcome.result),
-        images=f"{outcome.result.test_images:,}",
+        images=f"{outcome.result.test_images:,} {outcome.tested_on}",
         confidence=f"{contents.budget.confidence:.0%}",
         preprocessing=_preprocessing_line(contents.preprocessing),
         machine="any machine, as no device was measured" if emulated else "the machine it was made for",
@@ -391,7 +395,7 @@ _README = """\
     budget          {budget}
     latency ratio   {ratio} of the unpruned network, {confidence} interval, by {source}
     accuracy        {before} before, {after} after
-                    on {images} test images; 95% interval of what as many others could show
+                    on {images}; 95% interval of what as many others could show
     input           {preprocessing}
 
 Run it. Python 3.8 or newer, onnxruntime and numpy are all it needs:

@@ -8,9 +8,10 @@ every group in a grouped convolution. A *channel group* is a run of interchangea
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from edgeprune.canonical import digest
 from edgeprune.errors import PlanError
@@ -50,12 +51,20 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One frozen choice of kept units per group: total over its space, ascending, hashable by `digest`."""
+    """One frozen choice of kept units per group: total over its space, ascending, hashable by `digest`.
+
+    Attributes:
+        kept: group → units that stay.
+        repair: group → coefficient, in [0, 1], of the reconstruction that makes up for the units that go; empty: the
+            method's own for every group. It changes weights, never shapes: plans that differ in it are equally fast.
+    """
 
     kept: Mapping[str, tuple[int, ...]]
+    repair: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kept", MappingProxyType({name: tuple(units) for name, units in self.kept.items()}))
+        object.__setattr__(self, "repair", MappingProxyType({name: float(each) for name, each in self.repair.items()}))
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -70,14 +79,18 @@ class Plan:
         """Return group → number of kept units."""
         return {name: len(units) for name, units in self.kept.items()}
 
-    def to_json(self) -> dict[str, list[int]]:
-        """Return the plan as JSON values."""
-        return {name: list(units) for name, units in sorted(self.kept.items())}
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values: group → units, and where there is a repair, both by their names."""
+        kept = {name: list(units) for name, units in sorted(self.kept.items())}
+        return {"kept": kept, "repair": dict(sorted(self.repair.items()))} if self.repair else kept
 
     @classmethod
-    def from_json(cls, value: Mapping[str, list[int]]) -> "Plan":
+    def from_json(cls, value: Mapping[str, Any]) -> "Plan":
         """Return the plan that `to_json` wrote."""
-        return cls(kept={name: tuple(units) for name, units in value.items()})
+        kept, repair = value, {}
+        if isinstance(value.get("kept"), Mapping):  # units are a list: no group is taken for this
+            kept, repair = value["kept"], value["repair"]
+        return cls(kept={name: tuple(units) for name, units in kept.items()}, repair=repair)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +118,9 @@ class Space:
             raise PlanError(f"plan and space differ on groups {unknown[:3]}", next_step="make the plan from this space")
         for group in self.groups:
             _check_group(group, plan.kept[group.name])
+        for name, coefficient in plan.repair.items():
+            if name not in self.by_name or not 0 <= coefficient <= 1:
+                raise PlanError(f"group {name!r}: its repair is {coefficient}", why="it is a share, 0 to 1, of a group")
         return plan
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edgeprune import entropy
+from edgeprune.agreement import fidelity
 from edgeprune.coupling import CONVOLUTIONS
 from edgeprune.cut import cut_module
 from edgeprune.plan import Plan
@@ -43,6 +44,10 @@ class Evaluator:
         calibration: training images, [N, C, H, W] float32, for batch-norm statistics.
         entropy_images: how many calibration images the spatial entropy is taken over; 0: none.
         dtype: arithmetic of the accuracy pass; None: whichever is faster here, see `fastest_dtype`.
+        judged_by: "labels": of the batches; "teacher": the unpruned model's answers to them in place of the labels;
+            "synthetic": its logits, the images being synthetic.
+        repair: plan → the module in its unpruned shapes, kept channels making up for those that will be cut.
+        recalibrates: re-estimate the batch norms of candidates on the calibration images.
     """
 
     def __init__(
@@ -55,13 +60,18 @@ class Evaluator:
         calibration: Sequence[Tensor],
         entropy_images: int = 8,
         dtype: torch.dtype | None = None,
+        judged_by: str = "labels",
+        repair: Callable[[Plan], nn.Module] | None = None,
+        recalibrates: bool = True,
     ) -> None:
-        self._module, self._structure = module, structure
+        self._module, self._structure, self._judged_by, self._repair = module, structure, judged_by, repair
+        self._recalibrates = recalibrates
         self._pairs = _foldable(module, convolution_batch_norms(graph), validation[0][0][:FOLDING_PROBE])
         self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
         self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
         self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
         self._validation = [(x.to(self.dtype, memory_format=_layout(x)), y) for x, y in validation]
+        self._wanted = None if judged_by == "labels" else self._logits(folded(module, self._pairs))
         self._ranges = self._activation_ranges() if self._probe is not None else {}
 
     def quality(self, plan: Plan) -> Quality:
@@ -69,22 +79,41 @@ class Evaluator:
         return self.judge(self.candidate(plan))
 
     def candidate(self, plan: Plan) -> nn.Module:
-        """Return the cut model with its batch norms re-estimated, fp32, eval mode."""
-        module = cut_module(self._module, self._structure, plan)
-        if plan != self._structure.space.full():
+        """Return the cut model, repaired and its batch norms re-estimated if that is wanted, fp32, eval mode."""
+        module = cut_module(self._repair(plan) if self._repair else self._module, self._structure, plan)
+        if self._recalibrates and plan != self._structure.space.full():
             recalibrate(module, self._calibration, self.dtype)
         return module.eval()
 
     def judge(self, module: nn.Module) -> Quality:
-        """Return accuracy and entropy of a (cut) model on the validation images."""
+        """Return accuracy, or nearness to the unpruned model, and entropy of a (cut) model."""
         ready = folded(module, self._pairs)
         entropy_value = self._entropy(ready) if self._probe is not None else None
-        right, images = _right(ready.to(self.dtype), self._validation, self.dtype)
-        return Quality(accuracy=right / images, entropy=entropy_value, images=images)
+        logits = self._logits(ready)
+        return Quality(
+            accuracy=self._worth(logits), entropy=entropy_value, images=len(logits), judged_by=self._judged_by
+        )
 
+    def _worth(self, logits: Tensor) -> float:
+        if self._wanted is None:
+            return _right(logits, torch.cat([labels for _, labels in self._validation]))
+        if self._judged_by == "teacher":
+            return _right(logits, self._wanted.argmax(1))
+        return fidelity(logits, self._wanted)
+
+    @torch.inference_mode()
+    def _logits(self, ready: nn.Module) -> Tensor:
+        """Return the answers of a folded model to the validation images, N x classes, float32."""
+        ready = ready.to(self.dtype)
+        return torch.cat([ready(images).float() for images, _ in self._validation])
+
+    @torch.inference_mode()
     def accuracy(self, module: nn.Module, batches: Iterable[Batch]) -> float:
         """Return top-1 of a (cut) model on other labelled batches, in float32: what is shipped is float32."""
-        right, images = _right(folded(module, self._pairs), batches, torch.float32)
+        ready, right, images = folded(module, self._pairs), 0, 0
+        for x, labels in batches:
+            right += int((ready(x.to(memory_format=_layout(x))).argmax(1) == labels).sum())
+            images += len(labels)
         return right / images
 
     def _activation_ranges(self) -> dict[str, tuple[float, float]]:
@@ -111,14 +140,8 @@ class Evaluator:
                 yield name, maps
 
 
-@torch.inference_mode()
-def _right(module: nn.Module, batches: Iterable[Batch], dtype: torch.dtype) -> tuple[int, int]:
-    """Return how many images a module classifies correctly, and of how many."""
-    right = images = 0
-    for x, y in batches:
-        right += int((module(x.to(dtype, memory_format=_layout(x))).argmax(1) == y).sum())
-        images += len(y)
-    return right, images
+def _right(logits: Tensor, labels: Tensor) -> float:
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
 def convolution_batch_norms(graph: onnx.ModelProto) -> dict[str, str]:

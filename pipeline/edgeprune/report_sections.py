@@ -17,6 +17,7 @@ from edgeprune.outcome import ModelFacts, Outcome
 from edgeprune.report_subject import About, Seen
 from edgeprune.statistics import Interval
 from edgeprune.svg import clean
+from edgeprune.trial import JUDGES
 
 _ARROW = " \u2192 "
 _STAGES = {"cut": "after cutting", "calibrated": "after calibration", "tuned": "after fine-tuning"}
@@ -127,7 +128,7 @@ def _keys(outcome: Outcome, about: About) -> list[dict[str, Any]]:
     speed = f"{quantities.fixed(1 / after.ratio.p50, 2)}x" if after.ratio else "not timed"
     return [
         {"value": speed, "name": "faster", "note": f"{times}{quantities.NBSP}{about.unit}"},
-        {"value": quantities.points(after.accuracy - before.accuracy), "name": "test accuracy", "note": exact},
+        {"value": quantities.points(after.accuracy - before.accuracy), "name": _tested(outcome), "note": exact},
         {"value": _change(before.parameters, after.parameters), "name": "parameters", "note": sizes},
         {"value": f"{outcome.measurements}", "name": "measurements", "note": f"for {outcome.trials} candidates"},
     ]
@@ -180,9 +181,8 @@ class Compared:
 
 def comparison(outcome: Outcome, about: About) -> list[Compared]:
     """Return the table of the unpruned model beside the result."""
-    before, after = outcome.baseline, outcome.result
     return [
-        _test_accuracy(before, after),
+        _test_accuracy(outcome),
         *_validation(outcome),
         _latencies(outcome, about),
         _ratios(outcome),
@@ -190,9 +190,14 @@ def comparison(outcome: Outcome, about: About) -> list[Compared]:
     ]
 
 
-def _test_accuracy(before: ModelFacts, after: ModelFacts) -> Compared:
+def _tested(outcome: Outcome) -> str:
+    return "test accuracy" if outcome.tested_on == "test images" else "agreement with the unpruned model"
+
+
+def _test_accuracy(outcome: Outcome) -> Compared:
+    before, after = outcome.baseline, outcome.result
     return Compared(
-        name=f"Accuracy, {after.test_images:,} test images",
+        name=f"Accuracy, {after.test_images:,} {outcome.tested_on}",
         before=_accuracy_spread("baseline", before),
         after=_accuracy_spread("result", after),
         change=quantities.points(after.accuracy - before.accuracy),
@@ -228,11 +233,11 @@ def _pair(field: str, before: float, after: float, write: Callable[[float], str]
 def _validation(outcome: Outcome) -> list[Compared]:
     start = outcome.baseline.validation.get("baseline")
     stages = {stage: value for stage, value in outcome.result.validation.items() if stage != "baseline"}
-    return [_stage(stage, value, start) for stage, value in stages.items()]
+    judge = "Accuracy, validation" if outcome.judged_by == "labels" else JUDGES[outcome.judged_by].capitalize()
+    return [_stage(f"{judge}, {_STAGES.get(stage, stage)}", stage, value, start) for stage, value in stages.items()]
 
 
-def _stage(stage: str, value: float, start: float | None) -> Compared:
-    name = f"Accuracy, validation, {_STAGES.get(stage, stage)}"
+def _stage(name: str, stage: str, value: float, start: float | None) -> Compared:
     after = number(f"result.validation.{stage}", value, _accuracy(value))
     if start is None:
         return Compared(name=name, before="", after=after, minor=True)
@@ -321,7 +326,7 @@ def _tradeoff(tried: Sequence[Seen], landmarks: Sequence[Landmark], about: About
     ]
     if not spots and not landmarks:
         return ""
-    return _both(lambda width: charts.tradeoff(spots, landmarks, about.limit, width=width))
+    return _both(lambda width: charts.tradeoff(spots, landmarks, about.limit, judge=about.judge, width=width))
 
 
 def _landmarks(outcome: Outcome | None, seen: Sequence[Seen]) -> list[Landmark]:

@@ -8,7 +8,7 @@ from edgeprune import quantities
 from edgeprune.metric import LATENCY, limit_of, unit_of
 from edgeprune.outcome import Outcome
 from edgeprune.statistics import Interval
-from edgeprune.trial import Trial
+from edgeprune.trial import JUDGES, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class About:
         unit: what a latency is printed in.
         limit: the budget as a ratio, None if not known yet.
         planned: trials the search may make, None if not known.
+        judge: what the candidates' accuracies are.
     """
 
     model: str
@@ -32,6 +33,7 @@ class About:
     confidence: float
     quantile: float
     planned: int | None
+    judge: str
 
     @property
     def sure(self) -> str:
@@ -51,7 +53,7 @@ def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
     """Return the subject of a page from the outcome, or from what is known before there is one."""
     known = dict(setup)
     if outcome:
-        of_outcome = ("model", "target", "strategy", "seed", "emulated", "metric")
+        of_outcome = ("model", "target", "strategy", "seed", "emulated", "metric", "judged_by")
         known |= {name: getattr(outcome, name) for name in of_outcome}
         known |= {"requested": outcome.budget.requested, "limit_ratio": outcome.budget.limit_ratio}
     metric, emulated = known.get("metric", LATENCY), known.get("emulated", False)
@@ -67,6 +69,7 @@ def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
         confidence=known.get("confidence", 0.95),
         quantile=known.get("quantile", 0.5),
         planned=known.get("trials"),
+        judge=JUDGES[known.get("judged_by", "labels")],
     )
 
 

@@ -7,20 +7,30 @@ from typing import Any
 from edgeprune.measurement import Measurement
 from edgeprune.plan import Plan
 
+JUDGES = {
+    "labels": "validation accuracy",
+    "teacher": "agreement with the unpruned model on validation images",
+    "synthetic": "fidelity to the unpruned model on synthetic images",
+}
+"""What candidates are judged by → what the number is called."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What a cut model is worth on the validation split, before fine-tuning.
+    """What a cut model is worth before fine-tuning.
 
     Attributes:
-        accuracy: top-1, fraction of `images`.
+        accuracy: share of `images` that it answers as their labels say, or as the unpruned model does; on synthetic
+            images how near its logits come, see `edgeprune.agreement.fidelity`. In [0, 1].
         entropy: mean spatial entropy of its activations, nats (see `edgeprune.entropy`); None if it was not computed.
-        images: number of validation images looked at.
+        images: number of images looked at.
+        judged_by: key of `JUDGES`.
     """
 
     accuracy: float
     entropy: float | None
     images: int
+    judged_by: str = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,14 +40,16 @@ def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...],
 
     Args:
         images: uint8 N x H x W x C, N x H x W or N x C x H x W, or normalised floats N x C x H x W or N x H x W.
-        labels: N whole numbers from 0.
+        labels: N whole numbers from 0; None: there are none.
         source: what to call it in an error.
         mean, std: of each channel, needed for uint8 and refused for floats; empty: not given.
 
     Raises:
         DataError: saying what is wrong with which image or label.
     """
-    pixels, numbers = _images(images, source), _labels(labels, source)
+    pixels = _images(images, source)
+    numbers = torch.zeros(len(pixels), dtype=torch.int64) if labels is None else _labels(labels, source)
+    labelled = labels is not None
     if len(pixels) != len(numbers):
         raise DataError(
             f"{source} has {len(pixels)} images and {len(numbers)} labels", next_step="give one label for each"
@@ -56,9 +58,9 @@ def array_set(images: Any, labels: Any, *, source: str, mean: tuple[float, ...],
         raise DataError(f"{source} is empty", next_step="check the path or the factory that made it")
     if pixels.dtype != torch.uint8:
         _check_floats(pixels, source, normalised=not mean)
-        return ArraySet(images=pixels, labels=numbers)
+        return ArraySet(images=pixels, labels=numbers, labelled=labelled)
     repeat = _check_normalisation(pixels.shape[1], source, mean, std)
-    return ArraySet(images=pixels, labels=numbers, mean=mean * repeat, std=std * repeat)
+    return ArraySet(images=pixels, labels=numbers, mean=mean * repeat, std=std * repeat, labelled=labelled)
 
 
 def _check_normalisation(channels: int, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> int:
@@ -182,6 +184,8 @@ def _labels(labels: Any, source: str) -> Tensor:
 def from_npz(path: Path) -> dict[str, Pair]:
     """Return split → (images, labels); a file that has only one pair calls it "all".
 
+    A file without any labels gives None for them; one that lacks them for some images is taken for a mistake.
+
     Raises:
         DataError: if the file is missing or damaged, holds pickles, lacks the arrays or has others.
     """
@@ -213,10 +217,11 @@ def _members(path: Path) -> dict[str, Any] | None:
 
 def _paired(found: Mapping[str, Any], source: str) -> dict[str, Pair]:
     prefixes = {"all": "", **{split: f"{split}_" for split in SPLITS}}
+    parts = {"images", "labels"} if any(name.endswith("labels") for name in found) else {"images"}
     pairs = {
-        split: (found[f"{prefix}images"], found[f"{prefix}labels"])
+        split: (found[f"{prefix}images"], found.get(f"{prefix}labels"))
         for split, prefix in prefixes.items()
-        if {f"{prefix}images", f"{prefix}labels"} <= set(found)
+        if {f"{prefix}{part}" for part in parts} <= set(found)
     }
     if not {"all", "train"} & set(pairs) or ("all" in pairs and len(pairs) > 1):
         shapes = ", ".join(f"{name} {np.shape(each)}" for name, each in list(found.items())[:8])

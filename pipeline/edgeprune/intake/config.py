@@ -29,12 +29,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from edgeprune.budget import Budget, Latency
 from edgeprune.canonical import digest, file_sha256
 from edgeprune.errors import BudgetError, ConfigError, ProfileError
 from edgeprune.intake.complaint import config_error
 from edgeprune.intake.factory import Factory
+from edgeprune.methods import DEFAULT, presets
 from edgeprune.profile import Profile, load_profile
 from edgeprune.reward import RewardWeights
 
@@ -246,10 +248,17 @@ class RewardConfig(Section):
 
 
 class SearchConfig(Section):
-    """How to look for a plan.
+    """How to look for a plan; what is not given is as `method` says, see `edgeprune.methods`.
 
     Attributes:
+        method: how widths and channels are chosen.
         strategy: the searcher.
+        importance: the rule that says which channels of a group go first, see `edgeprune.importance`.
+        reconstruction: how kept channels make up for those that go, see `edgeprune.reconstruction`.
+        repairs: the searcher decides, for each group, on the coefficient of the reconstruction as well.
+        judged_by: labels of validation images, the unpruned model's answers to them, or its answers to synthetic ones.
+        data_free: look at no image before the last evaluation; there is no fine-tuning.
+        recalibrate: re-estimate the batch norms of candidates on training images.
         trials: candidates to measure.
         seed: of every random choice of the searcher.
         time_limit_s: seconds after which the best plan so far is taken; None: all trials.
@@ -257,13 +266,40 @@ class SearchConfig(Section):
         precision: of the accuracy passes of the search; "auto" times both once and takes the faster.
     """
 
+    method: Literal["amc", "entropy-rl", "autodfp", "paoding"] = "amc"
     strategy: Literal["ddpg", "sac", "uniform", "random"] = "sac"
+    importance: str = "taylor"
+    reconstruction: Literal["none", "merge", "ridge", "local-ridge", "pairs"] = "none"
+    repairs: bool = False
+    judged_by: Literal["labels", "teacher", "synthetic"] = "labels"
+    data_free: bool = False
+    recalibrate: bool = True
     trials: Count = 100
     seed: Seed = 0
     time_limit_s: Positive | None = None
     validation_images: Count | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     reward: RewardConfig = RewardConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_says(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        known = presets(str(given.get("method", DEFAULT)), data_free=given.get("data_free") in (True, "true"))
+        reward = given.get("reward", {})
+        if isinstance(reward, Mapping) and "reward" in known:
+            known["reward"] = {**known["reward"], **reward}
+            given = {name: value for name, value in given.items() if name != "reward"}
+        return {**known, **given}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SearchConfig":
+        if self.data_free and (self.judged_by != "synthetic" or self.recalibrate):
+            raise ValueError('is data_free: keep judged_by = "synthetic" and recalibrate = false')
+        if self.repairs and self.reconstruction in ("none", "pairs"):
+            raise ValueError('decides on repairs; set reconstruction to "merge", "ridge" or "local-ridge"')
+        return self
 
 
 class SpaceConfig(Section):
@@ -371,9 +407,9 @@ class Config(Section):
     """Everything a run is asked to do."""
 
     model: ModelConfig
-    data: DataConfig
-    budget: BudgetConfig = BudgetConfig()
     search: SearchConfig = SearchConfig()
+    data: Annotated[DataConfig | None, Field(validate_default=True)] = None
+    budget: BudgetConfig = BudgetConfig()
     space: SpaceConfig = SpaceConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     measure: MeasureConfig = MeasureConfig()
@@ -385,6 +421,24 @@ class Config(Section):
         """Remember the folder that relative paths start from."""
         if context:
             self._folder = Path(context["folder"])
+
+    @field_validator("data")
+    @classmethod
+    def _is_there_unless_data_free(cls, data: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
+        search = info.data.get("search")
+        if data is None and search is not None and not search.data_free:
+            raise PydanticKnownError("missing")
+        return data
+
+    @model_validator(mode="after")
+    def _needs_no_image_if_data_free(self) -> "Config":
+        if not self.search.data_free:
+            return self
+        if self.finetune.epochs or self.finetune.steps:
+            raise ValueError("is data_free, which leaves nothing to fine-tune with; remove finetune.epochs and steps")
+        if self.data is None and self.budget.max_accuracy_drop is not None:
+            raise ValueError("has budget.max_accuracy_drop, which takes labelled test images; name them in [data]")
+        return self
 
     @property
     def folder(self) -> Path:

@@ -24,6 +24,9 @@ MOST_VALIDATION = 5000
 """A share of the training images sets aside at most so many."""
 
 
+ANSWERS_BATCH = 250
+
+
 class Splits:
     """The three splits; the test split opens once.
 
@@ -34,6 +37,7 @@ class Splits:
         classes: one more than the largest label.
         name: as the user named the data.
         digest: SHA-256 of everything in all three splits.
+        labelled: every split has true labels.
     """
 
     def __init__(self, *, train: ArraySet, validation: ArraySet, test: ArraySet, name: str, calibration: int) -> None:
@@ -43,6 +47,7 @@ class Splits:
         self.classes = 1 + max(int(each.labels.max()) for each in (train, validation, test))
         self.name = name
         self.digest = hashlib.sha256("".join(each.digest for each in (train, validation, test)).encode()).hexdigest()
+        self.labelled = train.labelled and validation.labelled and test.labelled
         self._test = test
         self._opened = False
 
@@ -50,6 +55,16 @@ class Splits:
     def input_shape(self) -> tuple[int, int, int, int]:
         """Return the shape of one call: 1 x C x H x W."""
         return (1, *self.train.shape)
+
+    @property
+    def tested_on(self) -> str:
+        """Return what the last evaluation counts."""
+        return "test images" if self._test.labelled else "test images, right is what the unpruned model answers"
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel of pixels in [0, 1]; empty where they are not known."""
+        return self.train.mean, self.train.std
 
     @property
     def test_count(self) -> int:
@@ -67,6 +82,13 @@ class Splits:
         self._opened = True
         return self._test
 
+    def answered_by(self, model: "LoadedModel") -> None:
+        """Put the model's answers where labels are missing; everything that learns from labels learns from these."""
+        self.train, self.validation, self.calibration, self._test = (
+            each if each.labelled else each.answered(answers(model.module, each))
+            for each in (self.train, self.validation, self.calibration, self._test)
+        )
+
     def check_fit(self, model: "LoadedModel") -> None:
         """Check that the model takes these images and knows these classes.
 
@@ -83,6 +105,12 @@ class Splits:
                     why=f"{model.name} has {model.classes} classes, numbered 0 to {model.classes - 1}",
                     next_step="check that labels start at 0 and that model and data belong together",
                 )
+
+
+@torch.inference_mode()
+def answers(module: torch.nn.Module, images: ArraySet) -> torch.Tensor:
+    """Return the class that a module takes each image for, N int64."""
+    return torch.cat([module.eval()(each).argmax(1) for each, _ in images.batches(ANSWERS_BATCH)])
 
 
 def _check_shape(shape: tuple[int, int, int, int], model: "LoadedModel") -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,12 +23,14 @@ class ArraySet:
         images: N x C x H x W, uint8 or float32.
         labels: N, int64.
         mean, std: of each channel for pixels scaled to [0, 1]; empty where the images are normalised floats.
+        labelled: the labels are true ones; otherwise they are zeros or a model's answers.
     """
 
     images: Tensor
     labels: Tensor
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,11 +51,15 @@ class ArraySet:
 
     def subset(self, indices: Tensor) -> "ArraySet":
         """Return the set of these images."""
-        return ArraySet(images=self.images[indices], labels=self.labels[indices], mean=self.mean, std=self.std)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def first(self, count: int | None) -> "ArraySet":
         """Return at most `count` images, in order; all if it is None. Nothing is copied."""
-        return ArraySet(images=self.images[:count], labels=self.labels[:count], mean=self.mean, std=self.std)
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def answered(self, labels: Tensor) -> "ArraySet":
+        """Return the set with a model's answers, N int64, in place of labels."""
+        return replace(self, labels=labels, labelled=False)
 
     def batches(
         self, size: int, *, shuffle_seed: int | None = None, augment: Augmentation = "none", start: int = 0

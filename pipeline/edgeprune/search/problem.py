@@ -31,6 +31,9 @@ class Problem:
         seed: of every random choice of the searcher.
         importance: group → importance of each of its units, in unit order, compared within the group only;
             a group that is missing has equally important units.
+        repairs: a plan also decides, group by group, on the coefficient of the reconstruction.
+        repair: coefficients of the plans whose widths alone are given.
+        similarity: group → what its units have in common, each number in [0, 1]; for learners that repair.
     """
 
     space: Space
@@ -42,6 +45,9 @@ class Problem:
     trials: int
     seed: int
     importance: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    repairs: bool = False
+    repair: Mapping[str, float] = field(default_factory=dict)
+    similarity: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def full(self) -> Mapping[str, int]:
@@ -52,14 +58,20 @@ class Problem:
     def _full(self) -> dict[str, int]:
         return {group.name: group.width for group in self.space.groups}
 
-    def plan(self, widths: Mapping[str, int]) -> Plan:
+    def plan(self, widths: Mapping[str, int], repair: Mapping[str, float] | None = None) -> Plan:
         """Return the plan that keeps the most important units of every group at these widths.
 
+        Args:
+            widths: group → units.
+            repair: group → coefficient; None: the problem's. A group that loses nothing has none.
+
         Raises:
-            PlanError: if a width is not allowed.
+            PlanError: if a width is not allowed, or a coefficient.
         """
         kept = {name: tuple(sorted(self.ranking[name][:width])) for name, width in widths.items()}
-        return self.space.check(Plan(kept=kept))
+        wanted = self.repair if repair is None else repair
+        cut = {name: each for name, each in wanted.items() if widths[name] < self.full[name]}
+        return self.space.check(Plan(kept=kept, repair=cut))
 
     def kept_importance(self, name: str, width: int) -> float:
         """Return the share, 0 to 1, of group `name`'s importance that its `width` most important units hold."""

@@ -174,17 +174,21 @@ class _Settling:
     def _narrower(self, trial: Trial) -> Plan | None:
         high = self._highest(trial)
         overshoot = max(1.0, high / self._cautious_limit()) if math.isfinite(high) else 1.0
-        widths = trial.plan.widths
-        return self._plan(shrink(self.problem, self.model, widths, overshoot=overshoot, **self._known()))
+        around, widths = self._repaired_as(trial.plan), trial.plan.widths
+        return _plan(around, shrink(around, self.model, widths, overshoot=overshoot, **self._known()))
 
     def _grown(self, winner: Trial) -> Plan | None:
         if winner.score.terms["latency_ratio"] >= USED_ENOUGH * self.problem.limit_ratio:
             return None
         used = min(1.0, _high(winner) / self._cautious_limit())
-        return self._plan(grow(self.problem, self.model, winner.plan.widths, used=used, **self._known()))
+        around, widths = self._repaired_as(winner.plan), winner.plan.widths
+        return _plan(around, grow(around, self.model, widths, used=used, **self._known()))
 
-    def _plan(self, widths: Mapping[str, int] | None) -> Plan | None:
-        return None if widths is None else self.problem.plan(widths)
+    def _repaired_as(self, plan: Plan) -> Problem:
+        """Return the problem whose plans repair as `plan` does, and groups that it leaves whole by the middle."""
+        if not self.problem.repairs:
+            return self.problem
+        return replace(self.problem, repair={name: plan.repair.get(name, 0.5) for name in self.problem.full})
 
     def _cautious_limit(self) -> float:
         missed = sum(each.measurement is not None and _high(each) > self.limit for each in self.settled)
@@ -206,6 +210,10 @@ class _Settling:
     def _observe(self, trial: Trial) -> None:
         if trial.measurement is not None:
             self.model.observe(trial.plan.widths, trial.score.terms["latency_ratio"])
+
+
+def _plan(problem: Problem, widths: Mapping[str, int] | None) -> Plan | None:
+    return None if widths is None else problem.plan(widths)
 
 
 def _high(trial: Trial) -> float:

@@ -1,9 +1,11 @@
 """The unpruned model on the target: how fast, how accurate, and what the budget means as a ratio of it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgeprune.artifact import Artifact
 from edgeprune.budget import Budget
@@ -13,8 +15,10 @@ from edgeprune.evaluate import Base, Judge
 from edgeprune.intake.config import Config
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import check_limit, unit_of
-from edgeprune.quality import Evaluator
+from edgeprune.plan import Plan
+from edgeprune.quality import Evaluator, convolution_batch_norms
 from edgeprune.quantities import three_digits
+from edgeprune.reconstruction import repaired
 from edgeprune.search.loop import Bench
 from edgeprune.stages.prepare import Prepared
 from edgeprune.target import Target
@@ -24,6 +28,9 @@ EVALUATION_BATCH = 250
 """Images in one batch of an accuracy pass."""
 
 CALIBRATION_BATCH = 128
+
+ENTROPY_WATCHED, ENTROPY_ALONE = 8, 64
+"""Images that the entropy of a candidate is taken over, beside its accuracy and where it decides alone."""
 
 BARELY = 0.1
 """An unpruned model that does better than chance by less than this share of what there is to do better is warned of."""
@@ -80,6 +87,8 @@ def _warn_of_chance(prepared: Prepared, accuracy: float) -> None:
 
     Chance is to answer always what is most frequent, or anything at all.
     """
+    if prepared.config.search.judged_by != "labels" or not prepared.splits.labelled:
+        return
     (answer,) = prepared.graph.graph.output
     classes = answer.type.tensor_type.shape.dim[-1].dim_value
     frequencies = np.bincount(prepared.splits.validation.labels) / len(prepared.splits.validation)
@@ -115,14 +124,29 @@ def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
 def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
     validation = prepared.splits.validation.first(prepared.config.search.validation_images)
     calibration = [images for images, _ in prepared.splits.calibration.batches(CALIBRATION_BATCH)]
+    recalibrate = prepared.config.search.recalibrate
     return Evaluator(
         prepared.model.module,
         prepared.structure,
         prepared.graph,
         validation=list(validation.batches(EVALUATION_BATCH)),
         calibration=calibration,
+        recalibrates=recalibrate,
         dtype=PRECISIONS[precision],
+        judged_by=prepared.config.search.judged_by,
+        repair=repairer(prepared),
+        entropy_images=ENTROPY_WATCHED if prepared.config.search.reward.accuracy > 0 else ENTROPY_ALONE,
     )
+
+
+def repairer(prepared: Prepared) -> Callable[[Plan], nn.Module] | None:
+    """Return what makes up for the units that a plan cuts, in the module's unpruned shapes; None if nothing does."""
+    mode = prepared.config.search.reconstruction
+    if mode == "none":
+        return None
+    module, structure = prepared.model.module, prepared.structure
+    pairs = convolution_batch_norms(prepared.graph)
+    return lambda plan: repaired(module, structure, plan, pairs, mode=mode, coefficients=plan.repair or None)
 
 
 def _bench(prepared: Prepared, target: Target, evaluator: Evaluator, judge: Judge, reference: Artifact) -> Bench:

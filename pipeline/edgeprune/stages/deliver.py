@@ -7,7 +7,6 @@ from typing import Any
 import onnx
 
 from edgeprune import cost
-from edgeprune.intake.images import ArraySet
 from edgeprune.measurement import Measurement
 from edgeprune.outcome import ModelFacts, Outcome, WidthChange
 from edgeprune.pack import BundleContents, pack, write_bundle
@@ -34,6 +33,9 @@ def outcome_of(
         emulated=proof.checked.timing.emulated,
         metric=metric,
         strategy=bench.strategy,
+        method=prepared.config.search.method,
+        judged_by=prepared.config.search.judged_by,
+        tested_on=proof.tested_on,
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,
@@ -109,11 +111,12 @@ def _width_changes(structure: Structure, plan: Plan) -> tuple[WidthChange, ...]:
     )
 
 
-def _preprocessing(images: ArraySet) -> dict[str, Any] | None:
-    """Return what was done to pixels before the model saw them; None if the data came normalised."""
-    if not images.mean:
+def _preprocessing(normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> dict[str, Any] | None:
+    """Return what is done to pixels before the model sees them; None if that is not known."""
+    mean, std = normalisation
+    if not mean:
         return None
-    return {"layout": "N x C x H x W", "scale": 1 / 255, "mean": list(images.mean), "std": list(images.std)}
+    return {"layout": "N x C x H x W", "scale": 1 / 255, "mean": list(mean), "std": list(std)}
 
 
 def deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) -> Outcome:
@@ -136,7 +139,7 @@ def deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) -
             tolerances=proof.checked.tolerances,
             parent_sha256=prepared.baseline.sha256,
             versions=outcome.versions,
-            preprocessing=_preprocessing(prepared.splits.train),
+            preprocessing=_preprocessing(prepared.splits.normalisation),
             device=proof.checked.device,
         )
         write_bundle(folder, contents=contents)

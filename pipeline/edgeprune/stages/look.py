@@ -29,6 +29,8 @@ def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
         multiple=prepared.profile.channel_multiple,
         trials=prepared.config.search.trials,
         seed=prepared.config.search.seed,
+        repairs=prepared.config.search.repairs,
+        similarity=_similarity(prepared) if prepared.config.search.repairs else {},
     )
 
 
@@ -37,7 +39,8 @@ def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
     known = prepared.ledger.fact(prepared.run, "importance")
     if known is None:
         batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
-        seen = unit_importance(prepared.model.module, prepared.structure, "taylor", batches)
+        rule = prepared.config.search.importance
+        seen = unit_importance(prepared.model.module, prepared.structure, rule, batches)
         known = {name: [float(each) for each in units] for name, units in seen.items()}
         prepared.ledger.record(prepared.run, "importance", known)
     return {name: tuple(units) for name, units in known.items()}

@@ -20,8 +20,9 @@ from edgeprune.durable import storage_errors
 from edgeprune.errors import DataError, LedgerError, NothingFits
 from edgeprune.evaluate import write_graph
 from edgeprune.export import export
-from edgeprune.intake.config import Config
+from edgeprune.intake.config import Config, SearchConfig
 from edgeprune.intake.data import Splits, load_data
+from edgeprune.intake.data_free import DataFree
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
 from edgeprune.manifest import PARITY_SAMPLES as RECORDED
@@ -31,10 +32,14 @@ from edgeprune.provenance import code_digest, machine, versions
 from edgeprune.run_lock import RunLock
 from edgeprune.search.loop import Done, insist
 from edgeprune.structure import Structure, build_structure
+from edgeprune.synthetic import synthesise
 from edgeprune.tolerance import tolerances
 
 SLUG = 20
 """Letters of a model's or a profile's name that stand in the name of a run."""
+
+SYNTHETIC = 128
+"""Images that a data-free run makes to judge by, and again as many for its last evaluation if there is no data."""
 
 LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
 
@@ -71,7 +76,7 @@ class Prepared:
     boards: tuple[Profile, ...]
     budget: Budget
     model: LoadedModel
-    splits: Splits
+    splits: Splits | DataFree
     graph: onnx.ModelProto
     baseline: Artifact
     structure: Structure
@@ -106,10 +111,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     profile = boards[0]
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
     with progress.stage("load data and model"):
-        splits = load_data(config.data)
-        model = load_model(config.model, input_shape=splits.input_shape)
-        splits.check_fit(model)
-        _check_enough(splits)
+        model, splits = _dreamt(config) if config.search.data_free else _loaded(config)
     code = [code_digest(model.module), versions(), machine()]
     run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
     folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
@@ -136,6 +138,34 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         folder=folder,
         ledger=ledger,
     )
+
+
+def _loaded(config: Config) -> tuple[LoadedModel, Splits]:
+    assert config.data is not None
+    splits = load_data(config.data)
+    model = load_model(config.model, input_shape=splits.input_shape)
+    splits.check_fit(model)
+    _check_enough(splits)
+    if not splits.labelled:
+        _check_unlabelled(splits, config.search)
+        splits.answered_by(model)
+    return model, splits
+
+
+def _dreamt(config: Config) -> tuple[LoadedModel, DataFree]:
+    """Return the model and images made from it alone: no data set is opened."""
+    model = load_model(config.model)
+    images = synthesise(model.module, model.input_shape[1:], SYNTHETIC + SYNTHETIC, seed=config.search.seed)
+    return model, DataFree(model, images[:SYNTHETIC], images[SYNTHETIC:], config.data)
+
+
+def _check_unlabelled(splits: Splits, search: SearchConfig) -> None:
+    if search.judged_by == "labels" and search.reward.accuracy > 0:
+        raise DataError(
+            f"{splits.name} has no labels",
+            why=f"method {search.method} rewards right answers",
+            next_step='add them, or set search.judged_by = "teacher": agreement with the unpruned model',
+        )
 
 
 def _check_enough(splits: Splits) -> None:

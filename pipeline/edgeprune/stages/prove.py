@@ -31,8 +31,14 @@ PARITY_SAMPLES = 4
 
 
 def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
-    """Return the winner, trained further with the unpruned model as its teacher; resumes from its checkpoint."""
+    """Return the winner, trained further with the unpruned model as its teacher; resumes from its checkpoint.
+
+    A data-free run trains nothing: it takes no step.
+    """
     student = bench.base.evaluator.candidate(winner.plan)
+    settings = prepared.config.finetune
+    if prepared.config.search.data_free:
+        settings = settings.model_copy(update={"steps": 0, "epochs": None})
     checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
     with prepared.progress.stage("fine-tune", total=1.0) as stage:
         done = 0.0
@@ -48,7 +54,7 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
             prepared.model.module,
             prepared.splits.train,
             prepared.splits.validation,
-            prepared.config.finetune,
+            settings,
             checkpoint=checkpoint,
             origin=digest([prepared.run, winner.plan.digest]),
             progress=told,
@@ -75,6 +81,7 @@ class Proof:
     baseline_accuracy: float
     accuracy: float
     test_images: int
+    tested_on: str
     validation: Mapping[str, float]
 
 
@@ -110,6 +117,7 @@ def prove(prepared: Prepared, bench: Bench, winner: Trial, tuned: "FinetuneResul
         baseline_accuracy=test["baseline"],
         accuracy=test["result"],
         test_images=test["images"],
+        tested_on=test["tested_on"],
         validation={
             "baseline": bench.judge.baseline.accuracy,
             "cut": winner.quality.accuracy,
@@ -161,6 +169,7 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
         "baseline": accuracy(prepared.model.module, test.batches(EVALUATION_BATCH)),
         "result": accuracy(tuned, test.batches(EVALUATION_BATCH)),
         "images": len(test),
+        "tested_on": prepared.splits.tested_on,
         "model": sha256,
     }
     prepared.ledger.record(prepared.run, "test", facts)
