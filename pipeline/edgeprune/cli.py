@@ -578,9 +578,8 @@ def _print_outcome(data: Json) -> None:
         typer.echo(f"  doubtful: {each}; measure again with edgeprune verify {data['bundle']}")
     for each in data["warnings"]:
         typer.echo(f"warning: {each}")
-    typer.echo(
-        f"measurements used: {data['measurements']} ({data['trials']} candidates, {data['method']} by {data['strategy']})"
-    )
+    search = f"{data['trials']} candidates, {data['method']} by {data['strategy']}"
+    typer.echo(f"measurements used: {data['measurements']} ({search})")
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")
 

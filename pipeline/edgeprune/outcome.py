@@ -98,6 +98,7 @@ class Outcome:
         method: how widths and channels were chosen, see `edgeprune.methods`.
         judged_by: what candidates were judged by, see `edgeprune.trial.JUDGES`.
         tested_on: what the accuracies are counted on.
+        entropy_rank_correlation: of low entropy with accuracy among the candidates, where the reward looks at entropy.
         measurements: latency measurements spent, repeats of failures included.
         trials: candidates tried.
         widths: every channel group before and after.
@@ -126,6 +127,7 @@ class Outcome:
     method: str = "amc"
     judged_by: str = "labels"
     tested_on: str = "test images"
+    entropy_rank_correlation: float | None = None
     layer_shares: Mapping[str, float] = field(default_factory=dict)
     result_layer_shares: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -84,7 +84,18 @@ def score(
     """
     weights = weights or RewardWeights()
     facts = _latency_facts(ratio, limit_ratio) | _quality_facts(quality, baseline, weights)
+    facts["merit"] = merit(facts, weights)
     return _scored(facts, weights, feasible=ratio.high <= limit_ratio)
+
+
+def merit(facts: Mapping[str, float], weights: RewardWeights) -> float:
+    """Return what decides between two plans that fit: accuracy, or, where it has no weight, − H / H_0.
+
+    A reward that does not look at accuracy must not get it back through the choice of the winner.
+    """
+    if weights.accuracy > 0 or weights.entropy == 0:
+        return facts["accuracy"]
+    return -facts["entropy_relative"]
 
 
 def worst_score(limit_ratio: float, weights: RewardWeights | None = None) -> Score:

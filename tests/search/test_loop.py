@@ -268,6 +268,7 @@ def trials_of(*widths_of_first: int) -> list[Trial]:
 
 def changed(trial: Trial, *, accuracy: float, ratio: float, feasible: bool) -> Trial:
     terms = {**trial.score.terms, "latency_ratio": ratio, "latency_high": ratio * 1.01, "accuracy": accuracy}
+    terms["merit"] = accuracy
     quality = replace(trial.quality, accuracy=accuracy)
     return replace(trial, quality=quality, score=replace(trial.score, feasible=feasible, terms=terms))
 

@@ -8,7 +8,6 @@ Everything random comes from the problem's seed and the number of told trials, a
 killed search replays to the same asks.
 """
 
-import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,7 +122,7 @@ class Agent:
             return self._memory.ask(first_or_random(self._problem, self._memory))
         rng = np.random.default_rng([self._problem.seed, self._memory.told])
         for _ in range(EPISODES_TRIED):
-            plan = self._problem.plan(self._episode(rng))
+            plan = self._episode(rng)
             if plan.digest not in self._memory.fits:
                 return self._memory.ask(plan)
         return self._memory.ask(random_plan(self._problem, self._memory, rng))
@@ -141,8 +140,8 @@ class Agent:
         with own_randomness(self._problem.seed, 2, len(self._rewards)):
             self._learner.train(gradient_steps=steps, batch_size=self._settings.batch)
 
-    def _episode(self, rng: np.random.Generator) -> dict[str, int]:
-        """Return the widths one episode decides on."""
+    def _episode(self, rng: np.random.Generator) -> Plan:
+        """Return the plan one episode decides on."""
         sigma = self._sigma()
         observation, _ = self._environment.reset()
         done = False
@@ -150,7 +149,7 @@ class Agent:
             while not done:
                 action, _ = self._learner.predict(observation, deterministic=sigma > 0)
                 observation, _, done, _, _ = self._environment.step(_disturbed(action, sigma, rng))
-        return self._environment.widths
+        return self._environment.plan
 
     def _sigma(self) -> float:
         """Return the action noise now, decaying geometrically from the warm-up to the last trial (AMC)."""
@@ -167,8 +166,10 @@ class Agent:
         widths = plan.widths
         observation, _ = self._environment.reset()
         for group in self._groups:
-            following = self._environment.keep(widths[group.name])
-            scaled = np.array([2 * widths[group.name] / group.width - 1], dtype=np.float32)  # actions are in [-1, 1]
+            # a group that loses nothing has no coefficient: any would have done, the middle teaches least
+            taken = (widths[group.name] / group.width, plan.repair.get(group.name, 0.5))[: 1 + self._problem.repairs]
+            following = self._environment.keep(widths[group.name], taken[-1])
+            scaled = 2 * np.array(taken, dtype=np.float32) - 1  # actions are in [-1, 1]
             done = np.array([group is self._groups[-1]])
             buffer.add(observation, following, scaled, np.zeros(1), done, [{}])
             self._episode_of.append(len(self._rewards) - 1)
@@ -189,12 +190,16 @@ def _disturbed(action: Any, sigma: float, rng: np.random.Generator) -> Any:
     Raises:
         FloatingPointError: if the policy answers with no number: its training diverged.
     """
-    mean = float(action[0])
-    if not math.isfinite(mean):
+    if not np.isfinite(action).all():
         raise FloatingPointError("the policy's action is not a number")
     if not sigma:
         return action
+    return np.array([_truncated(float(mean), sigma, rng) for mean in action], dtype=np.float32)
+
+
+def _truncated(mean: float, sigma: float, rng: np.random.Generator) -> float:
+    """Return a normal number that lies in [0, 1]."""
     noisy = mean + sigma * rng.standard_normal()
     while not 0 <= noisy <= 1:
         noisy = mean + sigma * rng.standard_normal()
-    return np.array([noisy], dtype=np.float32)
+    return float(noisy)

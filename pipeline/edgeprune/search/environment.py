@@ -1,7 +1,8 @@
 """Pruning as an episode: one step per channel group in forward order, each step keeps a width under a latency budget.
 
-    observation   what the group is, what the network costs so far and can still cost        [25 + groups] in [0, 1]
+    observation   what the group is, what the network costs so far and can still cost        [26 + groups] in [0, 1]
     action        keep ratio of the group's units                                            [1] in [0, 1]
+                  and, where a problem repairs, the coefficient of the reconstruction        [2] in [0, 1]
     clip          between the widest width with which the target can still be met and the narrowest with which the
                   budget can still be used
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgeprune.latency_model import Array, LatencyModel
 from edgeprune.layer import Layer
-from edgeprune.plan import Group
+from edgeprune.plan import Group, Plan
 from edgeprune.search.problem import Problem
 from edgeprune.search.rounding import Rounding
 
@@ -60,7 +61,8 @@ FEATURES = (
 The first 13 are AMC's. `headroom` is the target less the prediction with the rest at its least; `widest_ratio` and
 `narrowest_ratio` are the keep ratios the clip allows now; `fill_ratio` the uniform ratio of the rest that just meets
 the target; `remainder` what the group's width leaves over multiples of the kernel block and of twice that, as
-fractions. After these comes the group's identity, one-hot: what a group is worth is not written in its shape.
+fractions. After these comes the group's identity, one-hot: what a group is worth is not written in its shape. Where a
+problem knows how alike a group's units are (`Problem.similarity`), those numbers come last.
 """
 
 USED = 0.93
@@ -92,9 +94,10 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
     ) -> None:
         self.problem = problem
         self.model = model
-        size = len(FEATURES) + len(problem.space.groups)
+        alike = {len(each) for each in problem.similarity.values()} or {0}
+        size = len(FEATURES) + len(problem.space.groups) + max(alike)
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (size,), np.float32)
-        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1 + problem.repairs,), np.float32)
         self._groups = problem.space.groups
         self._full = model.row(problem.full)
         rounding = Rounding(problem.space)
@@ -116,6 +119,11 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         """Return group → width: decided ones as decided, the rest in full."""
         return dict(zip(self.model.names, self._decided.astype(int).tolist(), strict=True))
 
+    @property
+    def plan(self) -> Plan:
+        """Return the plan of the episode so far."""
+        return self.problem.plan(self.widths, self._repair if self.problem.repairs else None)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -125,18 +133,23 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         return self._observe(), {}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Keep the width that `action`, a keep ratio, asks for and the budget allows."""
+        """Keep the width that `action`, a keep ratio, asks for and the budget allows; repair as it asks for."""
         group = self._groups[self._at]
         wished = group.nearest(float(np.clip(action[0], 0.0, 1.0)) * group.width)
         width = min(max(wished, self._narrowest), self._widest)
-        observation = self.keep(width)
+        observation = self.keep(width, float(np.clip(action[-1], 0.0, 1.0)))
         done = self._at == len(self._groups)
         reward = self._rewarder(self.widths) if done and self._rewarder else 0.0
         return observation, reward, done, False, {"width": width, "action": self._last}
 
-    def keep(self, width: int) -> Observation:
-        """Return what follows when the current group keeps `width` units, whatever the clip says."""
+    def keep(self, width: int, coefficient: float = 0.0) -> Observation:
+        """Return what follows when the current group keeps `width` units, whatever the clip says.
+
+        Args:
+            coefficient: of its reconstruction, in [0, 1], for a problem that repairs.
+        """
         self._decided[self._at] = width
+        self._repair[self._groups[self._at].name] = coefficient
         self._last = width / self._groups[self._at].width
         self._at += 1
         return self._observe()
@@ -144,6 +157,7 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
     def _begin(self) -> None:
         self._target = self.target  # the margin must not move in the middle of an episode
         self._decided = self._full.copy()
+        self._repair: dict[str, float] = {}
         self._at = 0
         self._last = 1.0
         self._widest = self._narrowest = 0
@@ -157,7 +171,9 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
         here = min(self._at, len(self._groups) - 1)
         values = self._static[here] | self._moving(here)
         identity = np.arange(len(self._groups)) == here
-        return np.clip(np.array([*(values[name] for name in FEATURES), *identity], dtype=np.float32), 0.0, 1.0)
+        alike = self.problem.similarity.get(self._groups[here].name, ())
+        observed = [*(values[name] for name in FEATURES), *identity, *alike]
+        return np.clip(np.array(observed, dtype=np.float32), 0.0, 1.0)
 
     def _moving(self, here: int) -> dict[str, float]:
         """Return what changes from step to step, from one batch of predictions; decide what the clip allows."""

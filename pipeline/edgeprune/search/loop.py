@@ -172,15 +172,20 @@ def search(
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the feasible trial with the highest accuracy, the faster of two equals; None if none is feasible."""
+    """Return the feasible trial with the highest merit, the faster of two equals; None if none is feasible."""
     fitting = [each for each in trials if each.score.feasible and each.quality is not None]
-    return max(fitting, key=lambda each: (_accuracy(each), -_ratio(each)), default=None)
+    return max(fitting, key=lambda each: (merit_of(each), -_ratio(each)), default=None)
 
 
 def nearest_of(trials: Sequence[Trial]) -> Trial | None:
     """Return the measured trial with the lowest upper end of its interval."""
     measured = [each for each in trials if each.measurement is not None]
     return min(measured, key=lambda each: each.score.terms["latency_high"], default=None)
+
+
+def merit_of(trial: Trial) -> float:
+    """Return what decides between trials that fit, see `edgeprune.reward.merit`."""
+    return trial.score.terms["merit"]
 
 
 def _accuracy(trial: Trial) -> float:

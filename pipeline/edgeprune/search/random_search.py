@@ -48,12 +48,19 @@ def random_plan(problem: Problem, memory: Memory, rng: np.random.Generator) -> P
     seen: list[tuple[bool, float, Plan]] = []
     for _ in range(DRAWS):
         widths = draw_widths(problem, memory.model, limit, rng)
-        plan, used = problem.plan(widths), memory.model.predict(widths) / limit
+        plan, used = problem.plan(widths, draw_repair(problem, rng)), memory.model.predict(widths) / limit
         new = plan.digest not in memory.fits
         if new and USED <= used <= 1:
             return plan
         seen.append((new, -abs(1 - used), plan))
     return max(seen, key=lambda each: each[:2])[2]
+
+
+def draw_repair(problem: Problem, rng: np.random.Generator) -> dict[str, float] | None:
+    """Return a random coefficient for every group, None where a problem does not repair."""
+    if not problem.repairs:
+        return None
+    return dict(zip(problem.full, rng.uniform(size=len(problem.full)).tolist(), strict=True))
 
 
 def draw_widths(problem: Problem, model: LatencyModel, limit: float, rng: np.random.Generator) -> dict[str, int]:

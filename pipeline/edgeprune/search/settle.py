@@ -18,7 +18,7 @@ from edgeprune.errors import NothingFits
 from edgeprune.latency_model import LatencyModel
 from edgeprune.measurement import Sampling
 from edgeprune.plan import Plan
-from edgeprune.search.loop import Bench, best_of, nearest_of
+from edgeprune.search.loop import Bench, best_of, merit_of, nearest_of
 from edgeprune.search.problem import Problem
 from edgeprune.search.repair import grow, shrink
 from edgeprune.search.worth import group_worths
@@ -37,7 +37,7 @@ SAFETY = 0.995
 """The upper end of a settled winner's interval stays under this share of the budget: it is timed again later."""
 
 WORTH = 0.01
-"""A plan that uses more of the budget wins if it is at most so much less accurate before fine-tuning."""
+"""A plan that uses more of the budget wins if its merit is at most so much less: a share, of right answers say."""
 
 PROMISING = 1.25
 """A plan that misses the budget by less than this factor is worth shrinking if it is more accurate than the winner."""
@@ -95,9 +95,9 @@ def settled_winner(settled: Sequence[Trial], limit: float) -> Trial | None:
     fitting = [each for each in settled if each.measurement is not None and _high(each) <= limit]
     if not fitting:
         return None
-    best = max(_accuracy(each) for each in fitting)
-    near = [each for each in fitting if _accuracy(each) >= best - WORTH]
-    return max(near, key=lambda each: (each.score.terms["latency_ratio"], _accuracy(each)))
+    best = max(merit_of(each) for each in fitting)
+    near = [each for each in fitting if merit_of(each) >= best - WORTH]
+    return max(near, key=lambda each: (each.score.terms["latency_ratio"], merit_of(each)))
 
 
 @dataclass
@@ -163,11 +163,11 @@ class _Settling:
             if each.measurement is not None
             and each.plan.digest not in self.shrunk
             and self.limit < self._highest(each) <= PROMISING * self.limit
-            and _accuracy(each) > _accuracy(winner) + WORTH
+            and merit_of(each) > merit_of(winner) + WORTH
         ]
         if not more:
             return None
-        best = max(more, key=_accuracy)
+        best = max(more, key=merit_of)
         self.shrunk.add(best.plan.digest)
         return self._narrower(best)
 
@@ -223,7 +223,3 @@ def _high(trial: Trial) -> float:
 def _seen_high(trial: Trial) -> float:
     """Return the upper end of a trial's ratio; infinity for one that failed."""
     return math.inf if trial.measurement is None else _high(trial)
-
-
-def _accuracy(trial: Trial) -> float:
-    return trial.score.terms["accuracy"]

@@ -25,9 +25,15 @@ LEAST = 1e-3
 """Relative accuracies below this are all the same: nothing is left."""
 
 
+def _by_accuracy(trial: Trial) -> bool:
+    """Return whether accuracy is what the trial's merit is: otherwise it must not guide anything."""
+    terms = trial.score.terms
+    return "accuracy_relative" in terms and terms["merit"] == terms["accuracy"]
+
+
 def group_worths(problem: Problem, trials: Sequence[Trial]) -> dict[str, float]:
-    """Return group → s_g over the mean of all; 1 for each group while no trial has an accuracy."""
-    judged = {each.plan.digest: each for each in trials if "accuracy_relative" in each.score.terms and each.quality}
+    """Return group → s_g over the mean of all; 1 for each group while no trial was chosen by its accuracy."""
+    judged = {each.plan.digest: each for each in trials if each.quality and _by_accuracy(each)}
     names = list(problem.full)
     lost = np.array(
         [[1 - problem.kept_importance(name, each.plan.widths[name]) for name in names] for each in judged.values()]

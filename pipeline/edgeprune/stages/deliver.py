@@ -36,6 +36,7 @@ def outcome_of(
         method=prepared.config.search.method,
         judged_by=prepared.config.search.judged_by,
         tested_on=proof.tested_on,
+        entropy_rank_correlation=prepared.ledger.fact(prepared.run, "entropy_rank_correlation"),
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
         result=result,

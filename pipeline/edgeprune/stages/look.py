@@ -1,6 +1,8 @@
 """The search: the problem as a searcher sees it, the narrowest plan first, then as many trials as there may be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from scipy.stats import spearmanr
 
 from edgeprune.errors import NothingFits
 from edgeprune.importance import ranking, unit_importance
@@ -13,7 +15,14 @@ from edgeprune.search.strategies import make_searcher
 from edgeprune.stages.baseline import CALIBRATION_BATCH
 from edgeprune.stages.prepare import Prepared
 from edgeprune.structure import Structure
-from edgeprune.trial import Trial
+from edgeprune.trial import JUDGES, Trial
+
+
+FEWEST = 8
+"""Candidates under which a rank correlation is not spoken of."""
+
+POOR = 0.3
+"""A rank correlation below this is warned of: choosing by entropy is then hardly better than by chance."""
 
 
 def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
@@ -68,7 +77,36 @@ def look(prepared: Prepared, bench: Bench, problem: Problem) -> list[Trial]:
     searcher = make_searcher(config.strategy, problem)
     with prepared.progress.stage(f"search ({config.strategy})", total=problem.trials) as stage:
         trials = search(bench, searcher, problem.trials, stage, time_limit_s=config.time_limit_s)
+    _say_how_entropy_went(prepared, [probe, *trials])
     return [probe, *trials]
+
+
+def _say_how_entropy_went(prepared: Prepared, trials: Sequence[Trial]) -> None:
+    """Say whether orderly activations went with right answers among the candidates, where the reward looks at them."""
+    weights, seen = prepared.config.search.reward, entropy_agrees(trials)
+    if weights.entropy <= 0 or seen is None:
+        return
+    prepared.ledger.record(prepared.run, "entropy_rank_correlation", seen)
+    judge = JUDGES[prepared.config.search.judged_by]
+    text = f"rank correlation of low entropy with {judge}, {len(trials)} candidates: {seen:+.2f}"
+    prepared.progress.note(text)
+    if seen < POOR and weights.entropy >= weights.accuracy:
+        notes = prepared.ledger.fact(prepared.run, "notes") or {}
+        warning = f"{text}; entropy says little here: raise search.reward.accuracy, or set search.reward.entropy = 0"
+        prepared.ledger.record(prepared.run, "notes", {**notes, "entropy": warning})
+
+
+def entropy_agrees(trials: Sequence[Trial]) -> float | None:
+    """Return Spearman's correlation of − entropy with accuracy, −1 to 1; None if too few differ to say.
+
+    The authors of entropy-driven pruning (arXiv 2312.04918) count on a high one.
+    """
+    seen = {each.plan.digest: each.quality for each in trials if each.quality and each.quality.entropy is not None}
+    pairs = [(-each.entropy, each.accuracy) for each in seen.values() if each.entropy is not None]
+    low, accuracy = ([pair[side] for pair in pairs] for side in (0, 1))
+    if len(pairs) < FEWEST or len(set(low)) == 1 or len(set(accuracy)) == 1:
+        return None
+    return float(spearmanr(low, accuracy).statistic)
 
 
 def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
