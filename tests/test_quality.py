@@ -283,3 +283,46 @@ def test_hooks_are_gone_after_a_look(module, images) -> None:
     with pytest.raises(RuntimeError), recorded(module, lambda layer: isinstance(layer, nn.Conv2d)):
         module(images[:, :1])
     assert not any(each._forward_hooks for each in module.modules())
+
+
+# -- other judges, and repairs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("judge", ["teacher", "synthetic"])
+def test_without_labels_the_unpruned_model_is_right_by_definition(
+    module, structure, graph, images, labels, judge
+) -> None:
+    """Whatever the labels say; and a model that is cut to pieces is not."""
+    seen = evaluator(module, structure, graph, images, labels, judged_by=judge)
+    assert seen.quality(structure.space.full()).accuracy == pytest.approx(1.0)
+    assert seen.quality(structure.space.full()).judged_by == judge
+    narrow = structure.space.check(Plan(kept={g.name: tuple(range(g.choices[0])) for g in structure.space.groups}))
+    assert seen.quality(narrow).accuracy < 1.0
+
+
+def test_agreement_is_the_share_of_equal_answers(module, structure, graph, images, labels) -> None:
+    judge = evaluator(module, structure, graph, images, labels, judged_by="teacher", recalibrates=False)
+    plan = plan_of(structure, conv1=8)
+    with torch.inference_mode():
+        same = cut_module(module, structure, plan).eval()(images).argmax(1) == module(images).argmax(1)
+    assert judge.quality(plan).accuracy == pytest.approx(float(same.float().mean()))
+
+
+def test_a_candidate_is_cut_from_the_repaired_module(module, structure, graph, images, labels) -> None:
+    """Nothing is re-estimated where that is not wanted, so that the repair is all there is."""
+    asked = []
+
+    def repair(plan: Plan) -> nn.Module:
+        asked.append(plan)
+        repaired = copy.deepcopy(module)
+        with torch.no_grad():
+            repaired.conv2.weight.mul_(2)
+        return repaired
+
+    judge = evaluator(module, structure, graph, images, labels, repair=repair, recalibrates=False)
+    plan = plan_of(structure, conv1=8)
+    candidate = judge.candidate(plan)
+    plain = cut_module(module, structure, plan)
+    assert asked == [plan]
+    assert torch.equal(candidate.conv2.weight, 2 * plain.conv2.weight)
+    assert torch.equal(candidate.bn1.running_mean, plain.bn1.running_mean)

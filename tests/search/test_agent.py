@@ -1,6 +1,7 @@
 """The agents: the same told trials give the same asks, nobody else's randomness moves, and they learn a toy."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,3 +159,19 @@ def test_own_randomness_depends_on_its_seed_alone() -> None:
 
     assert drawn(1, 2) == drawn(1, 2)
     assert all(a != b for a, b in zip(drawn(1, 2), drawn(1, 3), strict=True))
+
+
+# -- repairs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["sac", "random"])
+def test_plans_of_a_problem_that_repairs_say_how(strategy: str) -> None:
+    """The uniform plan apart, which has the method's own; and they are replayed like any others."""
+    toy = small()
+    toy = replace(toy, problem=replace(toy.problem, repairs=True))
+    told = toy.run(make_searcher(strategy, toy.problem), 12)
+    cut = [each.plan for each in told[1:] if any(w < toy.problem.full[n] for n, w in each.plan.widths.items())]
+    assert cut
+    assert all(plan.repair for plan in cut)
+    assert len({round(each, 6) for plan in cut for each in plan.repair.values()}) > len(cut)
+    assert [each.plan for each in toy.run(make_searcher(strategy, toy.problem), 12)] == [each.plan for each in told]

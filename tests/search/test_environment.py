@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import gymnasium.utils.env_checker
 import numpy as np
@@ -177,3 +178,34 @@ def test_a_rewarder_prices_the_finished_episode_only() -> None:
     rewards = [environment.step(np.array([0.5], dtype=np.float32))[1] for _ in range(3)]
     assert rewards[:2] == [0, 0]
     assert rewards[2] == toy.accuracy(environment.widths)
+
+
+# -- repairs -----------------------------------------------------------------------------------------------------------
+
+
+def repairing(toy: Toy) -> Toy:
+    alike = {group.name: (0.25 * place, 0.5) for place, group in enumerate(toy.problem.space.groups)}
+    return replace(toy, problem=replace(toy.problem, repairs=True, similarity=alike))
+
+
+def test_a_problem_that_repairs_takes_two_numbers_for_each_group() -> None:
+    """The second becomes the coefficient of a group that loses units, and of no other."""
+    environment = environment_of(repairing(residual_toy([(16, 32, 1), (24, 16, 1)], limit=0.9)), used=0.0)
+    assert environment.action_space.shape == (2,)
+    environment.reset()
+    for number, action in enumerate([(0.5, 0.75), (1.0, 0.1), (0.5, 2.0)]):
+        environment.step(np.array(action, dtype=np.float32))
+        if number + 1 == len(environment.problem.space.groups):
+            break
+    full, plan = environment.problem.full, environment.plan
+    assert set(plan.repair) == {name for name, width in plan.widths.items() if width < full[name]}
+    assert next(iter(plan.repair.values())) == 0.75
+    assert all(0 <= each <= 1 for each in plan.repair.values())
+
+
+def test_the_observation_ends_with_how_alike_the_units_of_a_group_are() -> None:
+    environment = environment_of(repairing(residual_toy(SMALL)))
+    observation, _ = environment.reset()
+    following, *_ = environment.step(np.array([0.5, 0.5], dtype=np.float32))
+    assert observation[-2:].tolist() == [0.0, 0.5]
+    assert following[-2:].tolist() == [0.25, 0.5]

@@ -267,7 +267,7 @@ class SearchConfig(Section):
     """
 
     method: Literal["amc", "entropy-rl", "autodfp", "paoding"] = "amc"
-    strategy: Literal["ddpg", "sac", "uniform", "random"] = "sac"
+    strategy: Literal["ddpg", "sac", "uniform", "random", "walk"] = "sac"
     importance: str = "taylor"
     reconstruction: Literal["none", "merge", "ridge", "local-ridge", "pairs"] = "none"
     repairs: bool = False
