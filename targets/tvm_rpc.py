@@ -12,6 +12,7 @@
     time_limit_s = 120      # of one request, beyond the sampling it is asked for
     busy_wait_s = 10        # for a board that somebody else holds
     cooldown_limit_s = 600  # for a board that is hotter than cooldown_c
+    tune = 0                # trials of a search for a faster schedule of each kernel, see docs/tuning.md
     slow_limit = 1.3        # the sentinel this much slower than before: the measurement is refused as Unstable
 
     # edgeprune.toml
@@ -50,6 +51,7 @@ from edgeprune.target import Finding, Selftest, Target
 from ._tvm_rpc_board import ChildBoard, TcpBoard, cache_folder, emulator, programs  # noqa: TID251 private parts
 from ._tvm_rpc_bundle import ENGINE, answered, check_trust, shipped  # noqa: TID251
 from ._tvm_rpc_options import board_of, options_of  # noqa: TID251
+from ._tvm_rpc_tune import Tries, tune  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
 from ._yardstick import Yardstick  # noqa: TID251
 
@@ -113,6 +115,7 @@ class TvmRpc:
             limit_s=float(self._options["time_limit_s"]),
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._kind = ""
         self._sentinels: dict[str, Calls] = {}
         self._yardstick = Yardstick(float(self._options["slow_limit"]))
 
@@ -150,10 +153,21 @@ class TvmRpc:
         """Return the engine for an ONNX graph, made on this machine."""
         graph.check()
         doing = f"compiling {graph.path.name}"
-        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph)}, doing)
+        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph), "tuning": self._tuning()}, doing)
         engine = Artifact.of(Path(reply["path"]), kind=ENGINE, inputs=graph.inputs)
         self._make_room(engine.path)
         return engine
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        """Look for faster kernels of `graph` on the board, as `edgeprune.target.Tuner` says."""
+        if tuning := self._tuning():
+            tries = Tries(ask=self._worker.ask, layers=self._layers, run=self.run, timed=self._timed)
+            tune(graph.check(), {"do": "tune", "model": _model(graph), "tuning": tuning}, tries, progress)
+
+    def _tuning(self) -> dict[str, Any] | None:
+        """Return what a search for faster kernels is told, None if there is to be none."""
+        trials = self._options["tune"]
+        return {"trials": trials, "board": self._kind or _what(self._facts())} if trials else None
 
     def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
         """Return the outputs of one call on the board, by name."""
@@ -309,6 +323,7 @@ class TvmRpc:
     def _facts(self, forget: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return what the board says of itself, once that fits the profile."""
         facts, _ = self._ask({"do": "facts", "forget": list(forget)}, "asking the board what it is")
+        self._kind = _what(facts)
         if facts.get("machine") != self._profile.arch:
             raise ProfileError(
                 f"the board is {facts.get('machine')!r}, profile {self._profile.name!r} is for {self._profile.arch}",
