@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -39,6 +40,10 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="one JSON object on standard output, progress on standard error")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+TuneOption = Annotated[
+    int | None,
+    typer.Option("--tune", help="trials of a faster schedule for each kernel, on boards of adapter tvm_rpc", min=0),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="any setting, for example --set search.trials=60", show_default=False)
 ]
@@ -105,6 +110,7 @@ def deploy(
     strategy: Annotated[str | None, typer.Option("--strategy", help="ddpg, sac, uniform or random")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="candidates to measure")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of the search")] = None,
+    tune: TuneOption = None,
     settings: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of resuming")] = False,
     as_json: JsonOption = False,
@@ -125,7 +131,9 @@ def deploy(
             "search.trials": trials,
             "search.seed": seed,
         }
-        loaded, progress = _config(config, settings, overrides), watch(quiet=quiet)
+        names = target or ["host"]
+        options = {each: {"tune": tune} for each in names if tune is not None}
+        loaded, progress = _config(config, settings, overrides, options), watch(quiet=quiet)
         with _Stop() as stop:
             requests = [
                 Request(
@@ -137,7 +145,7 @@ def deploy(
                     stop=stop.check,
                     fresh=fresh,
                 )
-                for each in target or ["host"]
+                for each in names
             ]
             return _deployed(requests)
 
@@ -150,6 +158,7 @@ def measure(
     target: TargetOption = "host",
     config: ConfigOption = None,
     seconds: Annotated[float, typer.Option("--seconds", help="of sampling, for each model", min=0.2)] = 3.0,
+    tune: TuneOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -160,6 +169,8 @@ def measure(
         from edgeprune.progress import watch
 
         boards = _boards(config, target)
+        if tune is not None:
+            boards = tuple(replace(each, options={**each.options, "tune": tune}) for each in boards)
         with watch(quiet=quiet).stage("measure", total=max(1, len(models) - 1)) as stage:
             results = compare(
                 models,
@@ -295,11 +306,16 @@ def _deployed(requests: list[Any]) -> tuple[Json, int]:
 # -- what they share ------------------------------------------------------------------------------------------------
 
 
-def _config(path: Path | None, settings: list[str] | None, overrides: Mapping[str, object]) -> Any:
+def _config(
+    path: Path | None,
+    settings: list[str] | None,
+    overrides: Mapping[str, object],
+    options: Mapping[str, Mapping[str, object]] | None = None,
+) -> Any:
     from edgeprune.intake.config import load_config
 
     given = {name: value for name, value in overrides.items() if value is not None}
-    return load_config(_found(path), {**_assignments(settings or []), **given})
+    return load_config(_found(path), {**_assignments(settings or []), **given}, options)
 
 
 def _found(path: Path | None) -> Path | None:
