@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_WAIT_POLICY := PASSIVE
 
 # benchmarks/searchers.py is not among them: it takes more than an hour and needs data that is not part of edgeprune.
-BENCHMARKS := startup cutting evaluation search_overhead measurement tvm_cpu
+BENCHMARKS := startup cutting evaluation search_overhead measurement candidate_cost board_instructions tvm_cpu
 
 .PHONY: deploy test lint bench clean
 
@@ -33,7 +33,8 @@ lint: $(EQUIPPED)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)
+bench: $(EQUIPPED)
+	sh deploy/emulated/setup --python $(BIN)/python
 	set -e; for each in $(BENCHMARKS); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py; done
 
 $(INSTALLED): pyproject.toml constraints.txt

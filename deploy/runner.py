@@ -541,6 +541,7 @@ def _numpy() -> Any:
 
 
 def _onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would report on its use, and disturb what is timed
     return _package("onnxruntime")
 
 

@@ -191,7 +191,8 @@ def board_from_text(text: str, name: str) -> Board:
             facts.setdefault(key, value.strip()[:VALUE_CAP])
     if not re.fullmatch(r"[0-9a-f-]{36}", facts.get("boot_id", "")) or not facts.get("cache", "").startswith("/"):
         raise DeviceLost(f"{name} does not answer as a Linux board does", why="it tells no boot id or no home folder")
-    clocks = [int(each) // 1_000_000 for each in facts.get("gpu_hz", "").split() if each.isdigit()]
+    hertz = [_integer(each) for each in facts.get("gpu_hz", "").split()]
+    clocks = [each // 1_000_000 for each in hertz if each is not None]
     zones = {
         key.partition(" ")[2].removesuffix("-thermal"): _integer(facts[key]) for key in facts if key[:5] == "tempe"
     }

@@ -99,14 +99,16 @@ def _said(done: _ssh.Done, name: str) -> Selftest:
         report = json.loads(done.stdout)
         if report["status"] == "ok":
             data = report["data"]
+            worst = float(data["worst_of_tolerance"])
             detail = (
                 f"{int(data['files'])} files, {int(data['samples'])} samples, worst at "
-                f"{float(data['worst_of_tolerance']):.3g} of tolerance, engine {data['made']} for {data['key']}"
+                f"{worst:.3g} of tolerance, engine {data['made']} for {data['key']}"
             )
-            return Selftest(ok=done.rc == 0, detail=detail[:500])
+            return Selftest(ok=done.rc == 0 and worst <= 1, detail=_ssh.plain(detail)[:500])
         first = report["diagnostics"][0]
-        detail = f"{first['what']} {first['why']}".strip()[:500]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        detail = _ssh.plain(f"{first['what']} {first['why']}".strip())[:500]
+        advice = _ssh.plain(str(first.get("next", "")))[:300]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DeviceLost(
             f"{name}: the bundle's runner gave no report",
             why=done.said,
@@ -116,4 +118,4 @@ def _said(done: _ssh.Done, name: str) -> Selftest:
         raise BundleError(f"device/{RUNNER} refuses the bundle", why=detail)
     if done.rc in (WRONG_ANSWER, BUG):
         return Selftest(ok=False, detail=detail)
-    raise DeviceLost(f"{name}: the bundle could not be run", why=detail, next_step=str(first.get("next", ""))[:300])
+    raise DeviceLost(f"{name}: the bundle could not be run", why=detail, next_step=advice)

@@ -1,5 +1,6 @@
 """One line for everything a Jetson needs before it can be measured on; looks, and holds nothing."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,7 +100,7 @@ def _examine_clocks(board: _jetson_board.Board) -> Finding:
 def _examine_disk(ssh: _ssh.Ssh, board: _jetson_board.Board, needed_mib: int) -> Finding:
     script = 'mkdir -p -- "$1" && df -P -k -- "$1" | tail -n 1 | tr -s " " | cut -d " " -f 4'
     done = ssh.run(["bash", "-c", script, "disk", board.cache], limit_s=20)
-    if not done.stdout.strip().isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}\n?", done.stdout):
         return Finding(subject="disk", severity="problem", found=done.said, mend=f"see who may write {board.cache}")
     free_mib = int(done.stdout) // 1024
     if free_mib >= needed_mib:

@@ -23,12 +23,13 @@ TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
 AGX_ORIN_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
 """Their sum is the closest to a total there, and less than what the wall gives."""
 
-_RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
-_GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@\[?([\d,]+)\]?)?")
-_EMC = re.compile(r"\bEMC_FREQ (?:(\d+)%)?(?:@(\d+))?")
-_TEMPERATURE = re.compile(r"\b([A-Za-z][A-Za-z0-9_]*)@(-?\d+(?:\.\d+)?)C\b")
-_RAIL_MW = re.compile(r"\b([A-Z][A-Z0-9_]{2,}) (\d+)mW/\d+mW")
-_RAIL = re.compile(r"\b(POM_[A-Z0-9_]+|GPU|CPU|SOC|CV|VDDRQ|SYS5V|VDD_[A-Z0-9_]+|VIN[A-Z0-9_]*) (\d+)/\d+(?=\s|$)")
+# Digits are counted: what stands there may be no number that fits anywhere.
+_RAM = re.compile(r"\bRAM (\d{1,9})/(\d{1,9})MB")
+_GPU = re.compile(r"\bGR3D_FREQ (?:(\d{1,3})%)?(?:@\[?(\d{1,6}(?:,\d{1,6}){0,7})\]?)?")
+_EMC = re.compile(r"\bEMC_FREQ (?:(\d{1,3})%)?(?:@(\d{1,6}))?")
+_TEMPERATURE = re.compile(r"\b([A-Za-z][A-Za-z0-9_]*)@(-?\d{1,6}(?:\.\d{1,6})?)C\b")
+_RAIL_MW = re.compile(r"\b([A-Z][A-Z0-9_]{2,}) (\d{1,9})mW/\d+mW")
+_RAIL = re.compile(r"\b(POM_[A-Z0-9_]+|GPU|CPU|SOC|CV|VDDRQ|SYS5V|VDD_[A-Z0-9_]+|VIN[A-Z0-9_]*) (\d{1,9})/\d+(?=\s|$)")
 
 
 @dataclass(frozen=True, kw_only=True)

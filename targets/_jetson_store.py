@@ -11,6 +11,7 @@ was not used for longest goes first when the cap is reached.
 """
 
 import json
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -301,10 +302,22 @@ def _engine(path: str, sha256: str, text: str) -> Engine | None:
             graph_sha256=str(facts["graph_sha256"])[:64],
             sha256=sha256,
             level=int(facts["level"]),
-            precisions={str(name)[:8]: int(count) for name, count in dict(facts["precisions"]).items()},
-            built_s=None if facts["built_s"] is None else float(facts["built_s"]),
-            warnings=tuple(str(each)[:300] for each in list(facts["warnings"])[:20]),
-            command=tuple(str(each)[:300] for each in list(facts["command"])[:60]),
+            precisions={_words(name)[:8]: int(count) for name, count in dict(facts["precisions"]).items()},
+            built_s=None if facts["built_s"] is None else _seconds(facts["built_s"]),
+            warnings=tuple(_words(each) for each in list(facts["warnings"])[:20]),
+            command=tuple(_words(each) for each in list(facts["command"])[:60]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _words(value: object) -> str:
+    """Return text of a board's file for people: JSON may spell escape codes that the file itself does not hold."""
+    return _ssh.plain(str(value))[:300]
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError("no number of seconds")
+    return seconds

@@ -43,7 +43,7 @@ from ._ssh_job import (  # noqa: TID251 private part of this adapter
     reap,
 )
 
-__all__ = ["FILE_OPTIONS", "Address", "Done", "Job", "Ssh", "disk_full", "remote_path"]
+__all__ = ["FILE_OPTIONS", "Address", "Done", "Job", "Ssh", "disk_full", "plain", "remote_path"]
 
 FILE_OPTIONS = ("identity_file", "known_hosts", "config_file")
 """Options of a profile that name a file for ssh, for tests and labs; without them the user's own hold."""
@@ -366,9 +366,9 @@ class Ssh:
         """
         source = remote_path(remote)
         done = self.run(["stat", "-L", "-c", "%s", "--", source], limit_s=20)
-        if done.rc != 0 or not done.stdout.strip().isdigit():
+        if done.rc != 0 or (size := _count(done.stdout.strip())) is None:
             raise DeviceLost(f"{self.name}: {source} cannot be read", why=done.said)
-        if (size := int(done.stdout)) > cap:
+        if size > cap:
             raise DeviceLost(f"{self.name}: {source} has {size} bytes", why=f"at most {cap} are taken")
         assert self._folder is not None
         part = self._folder / f"in-{secrets.token_hex(4)}"
@@ -408,9 +408,10 @@ class Ssh:
         done = self.run(["df", "-P", "-k", "--", remote_path(folder)], limit_s=20)
         lines = done.stdout.splitlines()
         columns = lines[-1].split() if done.rc == 0 and len(lines) > 1 else []
-        if len(columns) < 4 or not columns[3].isdigit():
+        kib = _count(columns[3]) if len(columns) >= 4 else None
+        if kib is None:
             raise DeviceLost(f"{self.name}: the free space of {folder} cannot be read", why=done.said)
-        return int(columns[3]) * 1024
+        return kib * 1024
 
     # -- ports ----------------------------------------------------------------------------------------------------
 
@@ -515,6 +516,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _count(text: str) -> int | None:
+    """Return a number that a board wrote, None if it is none of a sensible length; digits are those of ASCII."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _short(argv: Sequence[str]) -> str:

@@ -27,14 +27,17 @@ CALLS_CAP = 2_000_000
 ELEMENTS_CAP = 1 << 26
 """Outputs of more elements are not taken."""
 
+TIME_CAP_MS = 1e12
+"""Times beyond three decades are no times."""
+
 SAID_CAP = 20
 """Errors and warnings of one log that are kept."""
 
 _LINE = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([IWEVF])\] ?(\[TRT\] )?(.*)$")
-_NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
+_NUMBER = r"([-+]?(?:\d{1,18}\.?\d{0,18}(?:[eE][-+]?\d{1,3})?|nan|inf))"
 _STATISTIC = re.compile(rf"(min|max|mean|median|percentile\(\d+(?:\.\d+)?%\)) = {_NUMBER} ms", re.IGNORECASE)
 _SUMMARY = re.compile(r"^(Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency): (.*)$", re.IGNORECASE)
-_QUERIES = re.compile(rf"Timing trace has (\d+) queries over {_NUMBER} s", re.IGNORECASE)
+_QUERIES = re.compile(rf"Timing trace has (\d{{1,12}}) queries over {_NUMBER} s", re.IGNORECASE)
 _BUILT = re.compile(rf"Engine built in {_NUMBER} sec", re.IGNORECASE)
 _FACT = re.compile(r"^(Selected Device|Compute Capability|SMs): (.{1,80})$")
 _PROFILED = re.compile(
@@ -49,7 +52,7 @@ _TYPES = {
     "fp8": r"\bFP8\b",
     "fp32": r"\bFP32\b|\bFloat\b",
 }
-_RAW_NAME = re.compile(r"(.*)\.output\.((?:\d+\.)*)([A-Za-z0-9]+)\.raw")
+_RAW_NAME = re.compile(r"(.*)\.output\.((?:\d{1,10}\.){0,8})([A-Za-z0-9]+)\.raw")
 _RAW_TYPES = {
     "Float": "<f4",
     "Half": "<f2",
@@ -99,7 +102,7 @@ def log_from_text(text: str) -> Log:
         version=version_from_banner(text),
         summary={found[1].lower(): _statistics(found[2]) for line in lines if (found := _SUMMARY.match(line))},
         queries=int(queries) if queries else None,
-        built_s=float(built) if built else None,
+        built_s=float(built) if built and math.isfinite(float(built)) else None,
         device={found[1].lower(): found[2].strip() for line in lines if (found := _FACT.match(line))},
         errors=_of_level("EF", said),
         warnings=_of_level("W", said),
@@ -235,7 +238,7 @@ def _json(text: str, what: str) -> Any:
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
     values: list[Any] = [each.get(name) for each in rows]
-    numbers = tuple(float(each) for each in values if type(each) in (int, float) and math.isfinite(each))
+    numbers = tuple(float(each) for each in values if type(each) in (int, float) and abs(each) < TIME_CAP_MS)
     if len(numbers) != len(rows):
         raise Unreadable(f"{name} is not a number in every call")
     return numbers
@@ -304,10 +307,10 @@ def outputs_from_json(text: str) -> "dict[str, NDArray[Any]]":
     for each in rows if isinstance(rows, list) else ():
         if not isinstance(each, dict) or not isinstance(each.get("name"), str):
             raise Unreadable("an output without a name")
-        shape = tuple(int(size) for size in re.findall(r"\d+", str(each.get("dimensions", ""))))
         try:
+            shape = tuple(int(size) for size in re.findall(r"\d+", str(each.get("dimensions", ""))))
             found[each["name"]] = np.array(each["values"], np.float32).reshape(shape)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise Unreadable(f"output {each['name'][:80]!r} has no values of its shape") from error
     return found
 

@@ -43,9 +43,6 @@ DETAIL_CAP = 400
 SHARED_KEY = "edgeprune"
 """The word that servers on boards of their own ask for; it keeps strangers' tools apart and protects nothing."""
 
-SYSROOTS = {"aarch64": Path("/usr/aarch64-linux-gnu")}
-"""Where Debian keeps the C library of another architecture."""
-
 _TCP = re.compile(r"tcp://127\.0\.0\.1:([0-9]{1,5})")
 _LISTENS = re.compile(rb"edgeprune-board [0-9.]+ listens on 127\.0\.0\.1:([0-9]{1,5})\n")
 
@@ -237,13 +234,16 @@ def emulator(arch: str, cpu: str, *, count: bool) -> list[str]:
     """Return the command that runs a program of `arch` here, with the counter of instructions if that is wanted.
 
     Raises:
-        ProfileError: if the emulator is not installed.
+        ProfileError: if the emulator is not installed, or the programs were built without what it needs.
     """
+    root = programs(arch) / "root"
+    if not root.is_dir():
+        raise ProfileError(f"the programs of a board for {arch} are old", next_step=setup_command(arch))
     found = shutil.which(f"qemu-{arch}")
     if found is None:
         raise ProfileError(f"qemu-{arch} is not installed", next_step=setup_command(arch))
     plugin = ["-plugin", str(programs(arch) / "count.so")] if count else []
-    return [found, "-cpu", cpu, *plugin, "-L", str(SYSROOTS.get(arch, Path("/")))]
+    return [found, "-cpu", cpu, *plugin, "-L", str(root)]
 
 
 class TcpBoard:

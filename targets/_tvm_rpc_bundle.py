@@ -4,6 +4,12 @@ device/engine.so            the engine
 device/bin/edgeprune-run    runs, times and checks it; needs the C library alone
 device/board_run.py         the same from Python; needs numpy and apache-tvm-ffi
 device/README.txt           how
+
+Where ONNX Runtime is the faster one, the bundle's own model.onnx is the engine:
+
+device/bin/edgeprune-run    runs, times and checks it
+device/lib/libonnxruntime.so.VERSION
+device/README.txt           how
 """
 
 import json
@@ -14,18 +20,24 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
 from edgeprune.canonical import file_sha256
-from edgeprune.errors import BundleError, CompileError
+from edgeprune.errors import BundleError, CompileError, ProfileError
 from edgeprune.target import Selftest
 
-from ._tvm_rpc_board import RUNNER, programs  # noqa: TID251 private parts of this adapter
+from ._tvm_rpc_board import programs, setup_command  # noqa: TID251 private parts of this adapter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[Any]]
 
+README = "README.txt"
+"""The one file for a device that is read and never run."""
+
 ENGINE = "tvm-so"
 """Kind of the artifacts that this adapter makes."""
+
+GRAPH = "onnx"
+"""Kind of those that ONNX Runtime takes as they are."""
 
 
 def shipped(arch: str) -> dict[str, Path]:
@@ -38,19 +50,41 @@ def shipped(arch: str) -> dict[str, Path]:
     return {
         "bin/edgeprune-run": programs(arch) / "bin" / "edgeprune-run",
         "board_run.py": own / "board_run.py",
-        "README.txt": own / "bundle-readme.txt",
+        README: own / "bundle-readme.txt",
+    }
+
+
+def with_onnxruntime(arch: str) -> dict[str, Path]:
+    """Return name below ``device/`` → file of what runs a bundle's own model.
+
+    Raises:
+        ProfileError: if the programs for `arch` are not built, or without ONNX Runtime.
+    """
+    folder = programs(arch)
+    libraries = sorted((folder / "lib").glob("libonnxruntime.so.*"))
+    if not libraries:
+        raise ProfileError(f"the programs of a board for {arch} are old", next_step=setup_command(arch))
+    return {
+        "bin/edgeprune-run": folder / "bin" / "edgeprune-run",
+        f"lib/{libraries[-1].name}": libraries[-1],
+        README: Path(str(files("edgeprune.device"))) / "arm" / "bundle-readme-onnxruntime.txt",
     }
 
 
 def check_trust(bundle: Path, engine: Artifact, arch: str) -> None:
-    """Check that a bundle would run nothing but what this edgeprune would have put there: runner and engine.
+    """Check that a bundle would run nothing but what this edgeprune would have put there: runners and engine.
 
     Raises:
         BundleError: if it would.
     """
-    ours = {RUNNER: shipped(arch)["bin/edgeprune-run"], "device/engine.so": engine.path}
-    for name, path in ours.items():
-        if not (bundle / name).is_file() or file_sha256(bundle / name) != file_sha256(path):
+    runs = with_onnxruntime(arch) if engine.kind == GRAPH else shipped(arch)
+    ours = {f"device/{name}": path for name, path in runs.items() if name != README}
+    if engine.kind != GRAPH:
+        ours["device/engine.so"] = engine.path
+    theirs = {str(each.relative_to(bundle)) for each in (bundle / "device").rglob("*") if each.is_file()}
+    for name in sorted((ours.keys() | theirs) - {f"device/{README}"}):
+        path = ours.get(name)
+        if path is None or not (bundle / name).is_file() or file_sha256(bundle / name) != file_sha256(path):
             raise BundleError(
                 f"{name} of the bundle is not what this edgeprune would have put there",
                 why="it runs on the board with your rights",
@@ -64,7 +98,9 @@ def answered(bundle: Path, model: Artifact, run: "Callable[[Artifact, Arrays], A
 
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     parity, ports = manifest["parity"], manifest["signature"]
-    engine = Artifact.of(bundle / "device" / "engine.so", kind=ENGINE, inputs=model.inputs)
+    compiled = bundle / "device" / "engine.so"
+    place, kind = (compiled, ENGINE) if compiled.is_file() else (bundle / "model.onnx", GRAPH)
+    engine = Artifact.of(place, kind=kind, inputs=model.inputs)
     sides = {}
     for side in ("input", "output"):
         arrays = [
@@ -81,6 +117,7 @@ def answered(bundle: Path, model: Artifact, run: "Callable[[Artifact, Arrays], A
             return Selftest(ok=False, detail=f"{error.what}: {error.why}")
         for port, each in zip(ports["outputs"], sides["output"], strict=True):
             allowed = parity["atol"] + parity["rtol"] * numpy.abs(each[sample])
-            worst = max(worst, float((numpy.abs(got[port["name"]] - each[sample]) / allowed).max(initial=0.0)))
+            share = numpy.abs(got[port["name"]] - each[sample]) / allowed
+            worst = max(worst, float(numpy.where(numpy.isnan(share), numpy.inf, share).max(initial=0.0)))
     detail = f"its engine answered {parity['samples']} recorded samples, off by {worst:.3g} of what is tolerated"
     return Selftest(ok=worst <= 1, detail=f"{detail}; its runner was not started")

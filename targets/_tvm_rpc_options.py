@@ -8,6 +8,7 @@ from edgeprune.profile import Profile
 
 from . import _ssh  # noqa: TID251 private parts of this adapter
 from ._tvm_rpc_board import BOARD_PORT, Board, ChildBoard, SshBoard, TcpBoard, tcp_port  # noqa: TID251
+from ._tvm_rpc_runtime import AUTO, ONNXRUNTIME, TVM  # noqa: TID251
 from ._yardstick import SLOW_LIMIT  # noqa: TID251
 
 TIME_LIMIT_S = 120.0
@@ -35,6 +36,7 @@ _A_FILE = "the path of a file on this machine"
 _OPTIONS: dict[str, tuple[Any, Test, str]] = {
     "board": ("remote", lambda value: value in ("remote", "emulated", "local"), '"remote", "emulated" or "local"'),
     "cpu": ("generic", _cpu, "a CPU's name"),
+    "runtime": (TVM, lambda value: value in (TVM, ONNXRUNTIME, AUTO), f'"{TVM}", "{ONNXRUNTIME}" or "{AUTO}"'),
     "threads": (1, _whole(1, 1), "1, because kernels run on one thread"),
     "pin": (None, _whole(0, 1023), "the number of a CPU"),
     "priority": ("auto", lambda value: value in ("auto", "normal"), '"auto" or "normal"'),
@@ -63,9 +65,15 @@ def options_of(profile: Profile) -> dict[str, Any]:
         _, valid, wanted = _OPTIONS[name]
         if not valid(value):
             raise ProfileError(f"profile {profile.name!r}: option {name} is {value!r}", why=f"{wanted} is wanted")
-    options = {name: default for name, (default, *_) in _OPTIONS.items()} | dict(profile.options)
-    _check_tuning(profile, options)
-    return options
+    found = {name: default for name, (default, *_) in _OPTIONS.items()} | dict(profile.options)
+    if found["runtime"] != TVM and profile.precision != "fp32":
+        raise ProfileError(
+            f"profile {profile.name!r}: runtime {found['runtime']!r} knows no precision {profile.precision!r}",
+            why="ONNX Runtime runs the graph as it is, in fp32",
+            next_step='set runtime = "tvm" or precision = "fp32"',
+        )
+    _check_tuning(profile, found)
+    return found
 
 
 def _check_tuning(profile: Profile, options: Mapping[str, Any]) -> None:
@@ -74,6 +82,11 @@ def _check_tuning(profile: Profile, options: Mapping[str, Any]) -> None:
             f"profile {profile.name!r}: kernels cannot be tuned on an emulated board",
             why="it counts instructions, and the fastest schedule is not the one with the fewest",
             next_step="leave out --tune, or tune on the board itself",
+        )
+    if options["tune"] and options["runtime"] == ONNXRUNTIME:
+        raise ProfileError(
+            f"profile {profile.name!r}: ONNX Runtime's kernels cannot be tuned",
+            next_step='leave out --tune, or set runtime = "tvm" or "auto"',
         )
 
 

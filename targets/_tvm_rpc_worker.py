@@ -1,8 +1,11 @@
 """The process that holds TVM, its compiler and its RPC client, for `edgeprune.targets.tvm_rpc`.
 
     compile        ONNX → engine file, on this machine
+    check          whether the board's ONNX Runtime takes a graph as it is
     facts          what the board is and the state it is in
     run · time · count · layers    on the board, through functions "edgeprune.*" of its server (deploy/arm/desk.h)
+
+Engines are of two kinds: libraries that TVM compiled, and ONNX files.
 
 A call that the board does not answer cannot be interrupted here: whoever watches this process kills it.
 """
@@ -12,6 +15,7 @@ import ctypes
 import getpass
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -19,12 +23,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +53,14 @@ ANSWER_CAP = 256 << 20
 TEXT_CAP = 32 << 20
 """Bytes of the longest answer that is read as text: the samples of a long session are some megabytes."""
 
+NUMBER_CAP = 1 << 63
+"""No count and no time of a board is larger."""
+
 WHY_CAP = 1000
 SESSION_LIMIT_S = 300
 """The board ends a session that asks nothing for as long; the next request opens another."""
 
+NO_ONNXRUNTIME = 'install the board\'s server again, which brings ONNX Runtime along, or set runtime = "tvm"'
 BUSY_PAUSE_S = 0.25
 IDLE_S = 1.0
 """After as long a pause, the session is tried before it is relied on."""
@@ -65,6 +75,7 @@ KINDS = {
     "memory": "lost",
     "busy": "busy",
     "request": "lost",
+    "runtime": "profile",
     "lost": "lost",
 }
 """What the board calls a refusal → what it is for us, see `_worker.REFUSALS`."""
@@ -73,13 +84,38 @@ BLAMED: Mapping[type[EdgepruneError], str] = {CorruptArtifact: "corrupt", Profil
 """Error of ours → what it is called between the processes; any other is the candidate's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """Type and shape of one input or output."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Return its bytes."""
+        return engines.BYTES[self.dtype] * math.prod(self.shape)
+
+
+Ports = Mapping[str, Port]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """An engine on the board: the name of its file there, and its ports in order."""
+
+    name: str
+    inputs: Ports
+    outputs: Ports
+
+
 class Line:
     """The session on a board: opened when it is needed, and again when it has ended between two requests."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
         self._door: tuple[int, str] | None = None
-        self._brought: dict[str, str] = {}
+        self._brought: dict[str, Brought] = {}
         self._used = 0.0
         self._names = 0
 
@@ -113,12 +149,12 @@ class Line:
         if len(answer) > TEXT_CAP:
             raise self._lost(f"an answer of {len(answer)} bytes")
         try:
-            value = json.loads(answer.decode("utf-8", errors="replace"))
-        except ValueError:
+            value = plain(json.loads(answer.decode("utf-8", errors="replace")))
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise self._lost("an answer that is no JSON object")
-        return {str(name): plain(each) for name, each in value.items()}
+            raise self._lost("an answer that is no JSON object of plain values")
+        return value
 
     def call(self, function: str, *arguments: Any) -> bytes:
         """Return the bytes that a function of the board answers."""
@@ -130,23 +166,29 @@ class Line:
             raise RefusedError("there is no session", "lost")
         return self._guarded(lambda: session.call(function, *arguments))
 
-    def bring(self, path: Path, sha256: str) -> str:
-        """Return the name under which the board has this engine, which is brought there if it has not."""
+    def bring(self, engine: Mapping[str, Any]) -> Brought:
+        """Return where the board has this engine, which is brought there if it has not."""
+        sha256 = str(engine["sha256"])
         if sha256 in self._brought:
             return self._brought[sha256]
-        content = _engine_bytes(path, sha256)
+        content = _engine_bytes(Path(engine["path"]), sha256)
         self._names += 1
-        name = f"{sha256[:16]}-{self._names}.so"  # a name that is in use must not be written again
+        suffix = ".onnx" if engine["kind"] == "onnx" else ".so"
+        name = f"{sha256[:16]}-{self._names}{suffix}"  # a name that is in use must not be written again
         self._asked("tvm.rpc.server.upload", name, bytearray(content))
-        self.told("load", name, sha256)
-        self._brought[sha256] = name
-        return name
+        told = self.told("load", name, sha256)
+        try:
+            brought = Brought(name=name, inputs=_ports(told["inputs"]), outputs=_ports(told["outputs"]))
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._lost("inputs and outputs that are none") from error
+        self._brought[sha256] = brought
+        return brought
 
     def forget(self, sha256: str) -> None:
         """Remove an engine from the board."""
-        name = self._brought.pop(sha256, None)
-        if name is not None:
-            self._asked("tvm.rpc.server.remove", name)
+        brought = self._brought.pop(sha256, None)
+        if brought is not None:
+            self._asked("tvm.rpc.server.remove", brought.name)
 
     def close(self) -> None:
         """End the session, if the board still listens."""
@@ -273,6 +315,7 @@ def _next_step(kind: str) -> str:
         "busy": "wait until it is free",
         "architecture": "set the profile's arch to what the board is",
         "memory": "a smaller model, or a board with more memory",
+        "runtime": NO_ONNXRUNTIME,
     }.get(kind, "")
 
 
@@ -295,9 +338,15 @@ def readable(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON value from a board with every text in it made readable."""
+    """Return a JSON value from a board with every text in it made readable.
+
+    Raises:
+        ValueError: if a number in it is infinite, none, or too large for any count.
+    """
     if isinstance(value, str):
         return readable(value)
+    if type(value) in (int, float) and not abs(value) <= NUMBER_CAP:
+        raise ValueError("a number that is none")
     if isinstance(value, list):
         return [plain(each) for each in value]
     if isinstance(value, dict):
@@ -341,6 +390,7 @@ class Worker:
             "count": self.count,
             "layers": self.layers,
             "compile": self.compile,
+            "check": self.check,
             "bring": self.bring,
             "tune": self.tune,
         }
@@ -376,32 +426,38 @@ class Worker:
             self._tuning = Tuning(searched(request["model"], self._settings, request["tuning"]))
         return self._tuning.next(request.get("told"))
 
+    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Load a graph into the board's ONNX Runtime."""
+        self._open(request)
+        have = self._line.bring(request["engine"]).inputs
+        wanted = {each["name"]: Port(dtype=each["dtype"], shape=tuple(each["shape"])) for each in request["inputs"]}
+        if dict(have) != wanted:
+            raise RefusedError(f"the graph's inputs are {_shown(have)}, not {_shown(wanted)}")
+        return {}
+
     def facts(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the board says of itself."""
         return self._open(request)
 
     def run(self, request: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs for the given inputs, by name."""
-        path, sha256 = _named(request["engine"])
-        script = engines.read_engine(path).script
-        given = _in_order(script, arrays)
         self._open(request)
-        name = self._line.bring(path, sha256)
-        answer = self._line.call("run", name, given)
-        self._line.forget(sha256)
-        return _outputs(script, answer)
+        brought = self._line.bring(request["engine"])
+        answer = self._line.call("run", brought.name, _in_order(brought.inputs, arrays))
+        self._line.forget(str(request["engine"]["sha256"]))
+        return _outputs(brought.outputs, answer)
 
     def bring(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Bring engines to the board, where each is run once."""
         self._open(request)
         for each in request["engines"]:
-            self._line.bring(*_named(each))
+            self._line.bring(each)
         return {}
 
     def time(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the samples of one session of candidate and reference."""
         self._open(request)
-        names = [self._line.bring(*_named(request[which])) for which in ("candidate", "reference")]
+        names = [self._line.bring(request[which]).name for which in ("candidate", "reference")]
         wanted = [float(request["session_ms"]), float(request["block_ms"]), int(request["dropped_calls"])]
         how = [str(request["seed"]), int(request["pin"]), str(request["priority"])]
         return self._line.told("time", *names, *wanted, *how)
@@ -409,21 +465,19 @@ class Worker:
     def count(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the instructions of several calls of an engine."""
         self._open(request)
-        return self._line.told("count", self._line.bring(*_named(request["engine"])))
+        return self._line.told("count", self._line.bring(request["engine"]).name)
 
     def layers(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return node → what it costs in one call, and what that counts."""
-        path, sha256 = _named(request["engine"])
-        script = engines.read_engine(path).script
+        path = Path(request["engine"]["path"])
         self._open(request)
-        told = self._line.told("steps", self._line.bring(path, sha256), int(request["pin"]))
-        costs = told.get("costs")
-        if not isinstance(costs, list) or len(costs) != len(script.calls):
-            raise RefusedError("the board answered for another engine", "lost")
-        spent: dict[str, float] = {}
-        for call, cost in zip(script.calls, costs, strict=True):
-            spent[call.layer] = spent.get(call.layer, 0.0) + float(cost)
-        return {"metric": told.get("metric"), "costs": spent}
+        told = self._line.told("steps", self._line.bring(request["engine"]).name, int(request["pin"]))
+        if request["engine"]["kind"] == "onnx":
+            from ._graph_names import by_graph_node  # noqa: TID251 brings ONNX along
+
+            return {"metric": told.get("metric"), "costs": by_graph_node(path, _spent(told.get("nodes"), told))}
+        layers = [call.layer for call in engines.read_engine(path).script.calls]
+        return {"metric": told.get("metric"), "costs": _spent(layers, told)}
 
     def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
         for each in request.get("forget", ()):
@@ -431,32 +485,67 @@ class Worker:
         return self._line.open(request["door"], float(request["busy_wait_s"]))
 
 
-def _named(engine: Mapping[str, Any]) -> tuple[Path, str]:
-    return Path(engine["path"]), str(engine["sha256"])
+def _ports(told: Any) -> Ports:
+    """Return the ports that the board lists, by name and in order; their names are percent-encoded.
+
+    Raises:
+        LookupError, TypeError, ValueError: if it lists none.
+    """
+    return {
+        unquote(str(each["name"]), errors="strict"): Port(
+            dtype=_dtype(each["dtype"]), shape=tuple(_size(size) for size in each["shape"])
+        )
+        for each in told
+    }
 
 
-def _in_order(script: engines.Script, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def _dtype(name: Any) -> str:
+    if name not in engines.BYTES:
+        raise ValueError(name)
+    return str(name)
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(value)
+    return value
+
+
+def _spent(layers: Any, told: Mapping[str, Any]) -> dict[str, float]:
+    """Return name → what it cost in all, from names and the costs that the board told in the same order."""
+    costs: Any = told.get("costs")
+    numbers = isinstance(costs, list) and all(type(each) in (int, float) and each >= 0 for each in costs)
+    if not numbers or not isinstance(layers, list) or len(costs) != len(layers):
+        raise RefusedError("the board answered for another engine", "lost")
+    spent: dict[str, float] = {}
+    for layer, cost in zip(layers, costs, strict=True):
+        spent[str(layer)] = spent.get(str(layer), 0.0) + float(cost)
+    return spent
+
+
+def _shown(ports: Ports) -> str:
+    return ", ".join(f"{name} {port.dtype} {list(port.shape)}" for name, port in ports.items()) or "none"
+
+
+def _in_order(wanted: Ports, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return the bytes of all inputs, in the engine's order."""
-    wanted = {name: script.slots[place] for name, place in script.inputs}
     if set(wanted) != set(arrays):
         raise RefusedError(f"the engine's inputs are {sorted(wanted)}, not {sorted(arrays)}")
-    for name, slot in wanted.items():
-        if arrays[name].shape != slot.shape or arrays[name].dtype.name != slot.dtype:
+    for name, port in wanted.items():
+        if arrays[name].shape != port.shape or arrays[name].dtype.name != port.dtype:
             had = f"{arrays[name].dtype.name} {list(arrays[name].shape)}"
-            raise RefusedError(f"input {name!r} is {slot.dtype} {list(slot.shape)}, not {had}")
+            raise RefusedError(f"input {name!r} is {port.dtype} {list(port.shape)}, not {had}")
     return b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in wanted)
 
 
-def _outputs(script: engines.Script, answer: bytes) -> dict[str, NDArray[Any]]:
-    slots = {name: script.slots[place] for name, place in script.outputs}
-    sizes = {name: np.dtype(slot.dtype).itemsize * int(np.prod(slot.shape)) for name, slot in slots.items()}
-    if len(answer) != sum(sizes.values()):
-        raise RefusedError(f"the board answered {len(answer)} bytes, {sum(sizes.values())} are wanted", "lost")
+def _outputs(ports: Ports, answer: bytes) -> dict[str, NDArray[Any]]:
+    wanted = sum(port.size for port in ports.values())
+    if len(answer) != wanted:
+        raise RefusedError(f"the board answered {len(answer)} bytes, {wanted} are wanted", "lost")
     found, start = {}, 0
-    for name, slot in slots.items():
-        part = answer[start : start + sizes[name]]
-        found[name] = np.frombuffer(part, slot.dtype).reshape(slot.shape)
-        start += sizes[name]
+    for name, port in ports.items():
+        found[name] = np.frombuffer(answer[start : start + port.size], port.dtype).reshape(port.shape)
+        start += port.size
     return found
 
 

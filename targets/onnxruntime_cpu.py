@@ -226,6 +226,12 @@ def _options(profile: Profile) -> dict[str, Any]:
         valid, wanted = _VALID[name]
         if not valid(value):
             raise ProfileError(f"profile {profile.name!r}: option {name} is {value!r}", why=f"{wanted} is wanted")
+    if profile.address is not None:
+        raise ProfileError(
+            f"profile {profile.name!r}: address is {profile.address!r}",
+            why="this adapter times the CPU of this machine",
+            next_step="remove the address, or take a profile of a board that is reached through ssh",
+        )
     return _DEFAULTS | dict(profile.options)
 
 

@@ -587,10 +587,10 @@ class TensorrtSsh:
             held.ssh.run(["mv", "--", f"{job}/{file}", there], limit_s=30)  # a name that sftp does not expand
             here = folder / f"out{place}.raw"
             held.ssh.get(there, here, cap=OUTPUT_CAP, limit_s=120)
-            values = np.frombuffer(here.read_bytes(), dtype)
-            if values.size != math.prod(shape):
-                raise DeviceLost(f"{held.ssh.name}: output {name!r} has {values.size} values, {shape} were announced")
-            found[name] = values.reshape(shape)
+            content, wanted = here.read_bytes(), math.prod(shape) * np.dtype(dtype).itemsize
+            if len(content) != wanted:
+                raise DeviceLost(f"{held.ssh.name}: output {name!r} has {len(content)} bytes, {wanted} were announced")
+            found[name] = np.frombuffer(content, dtype).reshape(shape)
         return found
 
     # -- package ----------------------------------------------------------------------------------------------------

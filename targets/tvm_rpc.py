@@ -6,6 +6,7 @@
     [options]
     board = "remote"        # "emulated": start one here under qemu; "local": start one here as it is, for tests
     cpu = "cortex-a76"      # what kernels are made for
+    runtime = "tvm"         # "onnxruntime": the one on the board; "auto": both are measured, and the faster is taken
     threads = 1             # of one inference: kernels run on one
     pin = 3                 # the CPU of the board that is timed on; without it the last one
     priority = "auto"       # real-time FIFO, else nice -20, else normal; "normal": do not ask for more
@@ -42,15 +43,25 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
-from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, ProfileError, Unstable
+from edgeprune.errors import CompileError, CorruptArtifact, DeviceLost, EdgepruneError, ProfileError, Unstable
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
 from edgeprune.target import Finding, Selftest, Target
 
 from ._tvm_rpc_board import ChildBoard, TcpBoard, cache_folder, emulator, programs  # noqa: TID251 private parts
-from ._tvm_rpc_bundle import ENGINE, answered, check_trust, shipped  # noqa: TID251
+from ._tvm_rpc_bundle import ENGINE, GRAPH, answered, check_trust, shipped, with_onnxruntime  # noqa: TID251
 from ._tvm_rpc_options import board_of, options_of  # noqa: TID251
+from ._tvm_rpc_runtime import (  # noqa: TID251
+    AUTO,
+    ONNXRUNTIME,
+    OTHER,
+    TVM,
+    Choice,
+    Choices,
+    choice_from,
+    note_of,
+)
 from ._tvm_rpc_tune import Tries, tune  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
 from ._yardstick import Yardstick  # noqa: TID251
@@ -117,6 +128,8 @@ class TvmRpc:
         )
         self._kind = ""
         self._sentinels: dict[str, Calls] = {}
+        self._choice: Choice | None = None
+        self._graphs: dict[str, Artifact] = {}
         self._yardstick = Yardstick(float(self._options["slow_limit"]))
 
     @property
@@ -150,17 +163,36 @@ class TvmRpc:
         self._folder.cleanup()
 
     def compile(self, graph: Artifact) -> Artifact:
-        """Return the engine for an ONNX graph, made on this machine."""
+        """Return the engine for an ONNX graph: made on this machine by TVM, or the graph itself for ONNX Runtime.
+
+        Where the profile leaves the runtime open, the first graph decides: it is measured in both.
+        """
         graph.check()
+        runtime = str(self._options["runtime"])
+        if runtime == AUTO:
+            self._choice = self._choice or self._chosen(graph)
+            runtime = self._choice.chosen
+        engine = self._in(runtime, graph)
+        self._graphs[engine.sha256] = graph
+        return engine
+
+    def _in(self, runtime: str, graph: Artifact) -> Artifact:
+        """Return the engine of a graph in one runtime."""
         doing = f"compiling {graph.path.name}"
-        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph), "tuning": self._tuning()}, doing)
+        if runtime == ONNXRUNTIME:
+            inputs = [asdict(each) for each in graph.inputs]
+            engine = replace(graph, kind=GRAPH)
+            self._ask({"do": "check", "engine": self._sent(engine), "inputs": inputs}, doing)
+            return engine
+        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph)}, doing)
         engine = Artifact.of(Path(reply["path"]), kind=ENGINE, inputs=graph.inputs)
         self._make_room(engine.path)
         return engine
 
     def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
         """Look for faster kernels of `graph` on the board, as `edgeprune.target.Tuner` says."""
-        if tuning := self._tuning():
+        tuning = self._tuning()
+        if tuning and not (self._choice and self._choice.chosen == ONNXRUNTIME):
             tries = Tries(ask=self._worker.ask, layers=self._layers, run=self.run, timed=self._timed)
             tune(graph.check(), {"do": "tune", "model": _model(graph), "tuning": tuning}, tries, progress)
 
@@ -169,9 +201,51 @@ class TvmRpc:
         trials = self._options["tune"]
         return {"trials": trials, "board": self._kind or _what(self._facts())} if trials else None
 
+    def _chosen(self, graph: Artifact) -> Choice:
+        """Return the runtime that is faster for `graph`: as it was found before, or found now."""
+        choices = self._choices()
+        with choices.one_at_a_time():
+            return choices.known(graph.sha256) or choices.keep(self._compared(graph))
+
+    def _choices(self) -> Choices:
+        facts = self._facts()
+        versions = [self._worker.hello["tvm"], facts.get("onnxruntime"), facts.get("version")]
+        return Choices({"profile": self._profile.digest, "board": self._cpu_model(facts), "versions": versions})
+
+    def _compared(self, graph: Artifact, chosen: str = "") -> Choice:
+        """Return what is seen of a graph in both runtimes.
+
+        Raises:
+            CompileError: if both refuse it.
+        """
+        engines: dict[str, Artifact] = {}
+        refused: dict[str, CompileError] = {}
+        for runtime in (TVM, ONNXRUNTIME):
+            try:
+                engines[runtime] = self._in(runtime, graph)
+            except CompileError as error:
+                refused[runtime] = error
+        if not engines:
+            raise refused[TVM]
+        for runtime, refusal in refused.items():
+            why = f"{refusal.what}: {refusal.why}" if refusal.why else refusal.what
+            return Choice(chosen=OTHER[runtime], graph=graph.sha256, times=None, refused=why)
+        seen = self.measure(engines[TVM], Sampling(reference=engines[ONNXRUNTIME], threshold=1.0))
+        return choice_from(seen, graph.sha256, chosen)
+
+    def _beside(self, engine: Artifact) -> list[str]:
+        """Return what the other runtime takes for the graph of an engine, in a sentence, where both were measured.
+
+        What was chosen for this graph is kept as well: whoever checks a bundle begins with its model.
+        """
+        graph = self._graphs.get(engine.sha256)
+        if self._choice is None or graph is None or graph.sha256 == self._choice.graph or not graph.path.is_file():
+            return []
+        return [note_of(self._choices().keep(self._compared(graph, self._choice.chosen)))]
+
     def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
         """Return the outputs of one call on the board, by name."""
-        _, outputs = self._ask({"do": "run", "engine": _engine(engine)}, f"running {engine.path.name}", inputs)
+        _, outputs = self._ask({"do": "run", "engine": self._sent(engine)}, f"running {engine.path.name}", inputs)
         return outputs
 
     def measure(self, engine: Artifact, sampling: Sampling) -> Measurement:
@@ -183,24 +257,28 @@ class TvmRpc:
         started, before = time.monotonic(), self._cool_facts()
         replies, sessions = self._counted(engine, sampling) if self._emulated else self._timed(engine, sampling)
         layers = self._layers(engine) if sampling.layers else {}
+        notes = [*self._beside(engine), *_of_profile(engine)] if sampling.layers else []
         after = self._facts(forget=[] if engine.sha256 == sampling.reference.sha256 else [engine.sha256])
         seen = Measurement(
             profile_digest=self._profile.digest,
             artifact_sha256=engine.sha256,
             reference_sha256=sampling.reference.sha256,
             sessions=tuple(sessions),
-            conditions=self._conditions(before, after, replies),
+            conditions=self._conditions(before, after, replies) | self._of_runtimes(engine, after),
             taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.monotonic() - started,
             metric=self._metric,
             emulated=self._emulated,
             layers=layers,
         )
+        seen.conditions["notes"].extend(notes)
         return replace(seen, flags=tuple(self._flags(seen, before, after)))
 
     def package(self, engine: Artifact) -> Mapping[str, Path]:
         """Return what runs `engine` on the board without edgeprune, as `edgeprune.target.Packager` says."""
         engine.check()
+        if engine.kind == GRAPH:
+            return with_onnxruntime(self._profile.arch)
         return {"engine.so": engine.path, **shipped(self._profile.arch)}
 
     def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
@@ -209,14 +287,16 @@ class TvmRpc:
         Through ``tcp://`` nothing but the server is reached, so there the bundle's engine answers by itself.
         """
         if not trusted:
-            check_trust(bundle, self.compile(model), self._profile.arch)
+            compiled = (bundle / "device" / "engine.so").is_file() or self._options["runtime"] == TVM
+            runtime = TVM if compiled else ONNXRUNTIME
+            check_trust(bundle, self._in(runtime, model), self._profile.arch)
         if isinstance(self._board, TcpBoard):
             return answered(bundle, model, self.run)
         return self._board.selftest(bundle)
 
     def _timed(self, engine: Artifact, sampling: Sampling) -> tuple[list[Mapping[str, Any]], list[Session]]:
         """Return replies and samples of as many sessions as the decision needs."""
-        brought = [_engine(each) for each in (engine, sampling.reference)]
+        brought = [self._sent(each) for each in (engine, sampling.reference)]
         self._ask({"do": "bring", "engines": brought}, f"loading {engine.path.name}")
         replies: list[Mapping[str, Any]] = []
         sessions: list[Session] = []
@@ -242,15 +322,15 @@ class TvmRpc:
         return [], sessions
 
     def _count(self, engine: Artifact) -> Calls:
-        reply, _ = self._ask({"do": "count", "engine": _engine(engine)}, f"counting {engine.path.name}")
+        reply, _ = self._ask({"do": "count", "engine": self._sent(engine)}, f"counting {engine.path.name}")
         counts = reply.get("counts")
         return self._calls_of_columns(reply, {"wall_ns": counts, "cpu_ns": counts, "preempted": _zeros(counts)})
 
     def _session(self, engine: Artifact, sampling: Sampling, number: int) -> Mapping[str, Any]:
         request = {
             "do": "time",
-            "candidate": _engine(engine),
-            "reference": _engine(sampling.reference),
+            "candidate": self._sent(engine),
+            "reference": self._sent(sampling.reference),
             "session_ms": sampling.session_ms,
             "block_ms": sampling.block_ms,
             "dropped_calls": sampling.dropped_calls,
@@ -283,7 +363,7 @@ class TvmRpc:
         return DeviceLost("the board answers what was not asked", why=why, next_step="install its server again")
 
     def _layers(self, engine: Artifact) -> dict[str, float]:
-        reply, _ = self._ask({"do": "layers", "engine": _engine(engine)}, f"profiling {engine.path.name}")
+        reply, _ = self._ask({"do": "layers", "engine": self._sent(engine)}, f"profiling {engine.path.name}")
         if reply["metric"] != self._metric:
             raise self._strange(f"its costs are of {reply['metric']!r}")
         return dict(reply["costs"])
@@ -300,7 +380,7 @@ class TvmRpc:
         facts = {name: value for name, value in after.items() if name not in _PASSING}
         common = {
             "board": self._profile.address or self._options["board"],
-            "cpu_model": f"emulated {self._options['cpu']}" if self._emulated else _what(facts),
+            "cpu_model": self._cpu_model(facts),
             "found": facts,
             "tvm": self._worker.hello["tvm"],
             "threads": 1,
@@ -311,6 +391,26 @@ class TvmRpc:
         timing: dict[str, Any] = {"before": before.get("conditions"), "after": after.get("conditions"), "notes": []}
         how = {"priority": replies[-1].get("priority"), "warm_up": [each.get("warm_up") for each in replies]}
         return {**common, **timing, **how}
+
+    def _of_runtimes(self, engine: Artifact, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return which runtime an engine runs in, and what is known of the other."""
+        runtime = ONNXRUNTIME if engine.kind == GRAPH else TVM
+        version_of = {"onnxruntime": facts.get("onnxruntime")} if runtime == ONNXRUNTIME else {}
+        compared = {"runtimes": self._choice.to_json()} if self._choice else {}
+        return {"runtime": runtime, **version_of, **compared}
+
+    def _sent(self, engine: Artifact) -> dict[str, Any]:
+        """Return what the worker is told of an engine, which counts as used from now on, see `_make_room`."""
+        if engine.kind != ENGINE and (engine.kind != GRAPH or self._options["runtime"] == TVM):
+            raise CorruptArtifact(f"{engine.path.name} is {engine.kind!r}, no engine of this target")
+        if engine.kind == ENGINE:
+            with suppress(OSError):
+                now = time.time_ns()  # the kernel's own times of files are milliseconds apart
+                os.utime(engine.path, ns=(now, now))
+        return {"path": str(engine.path.resolve()), "sha256": engine.sha256, "kind": engine.kind}
+
+    def _cpu_model(self, facts: Mapping[str, Any]) -> str:
+        return f"emulated {self._options['cpu']}" if self._emulated else _what(facts)
 
     @property
     def _emulated(self) -> bool:
@@ -334,6 +434,12 @@ class TvmRpc:
                 f"the board counts {facts.get('metric')!r}, profile {self._profile.name!r} wants {self._metric}",
                 why="it is emulated" if facts.get("emulated") else "it is not emulated",
                 next_step='board = "emulated" belongs to emulated boards, "remote" to real ones',
+            )
+        if self._options["runtime"] != TVM and not facts.get("onnxruntime"):
+            raise ProfileError(
+                f"the board has no ONNX Runtime, and runtime = {self._options['runtime']!r} wants it",
+                why="its server was installed without it",
+                next_step='install the board\'s server again, which brings it along, or set runtime = "tvm"',
             )
         return facts
 
@@ -416,13 +522,10 @@ def _model(graph: Artifact) -> dict[str, Any]:
     return {"path": str(graph.path.resolve()), "sha256": graph.sha256, "inputs": inputs}
 
 
-def _engine(engine: Artifact) -> dict[str, Any]:
-    if engine.kind != ENGINE:
-        raise CorruptArtifact(f"{engine.path.name} is {engine.kind!r}, no engine of this target")
-    with suppress(OSError):
-        now = time.time_ns()  # the kernel's own times of files are milliseconds apart
-        os.utime(engine.path, ns=(now, now))  # it is in use, see _make_room
-    return {"path": str(engine.path.resolve()), "sha256": engine.sha256}
+def _of_profile(engine: Artifact) -> list[str]:
+    """Return what is to be known of the costs of the layers of an engine."""
+    profiled = "the cost of each layer holds what ONNX Runtime's profiler does for it: some microseconds of work"
+    return [profiled] if engine.kind == GRAPH else []
 
 
 def _disagreements(seen: Measurement) -> list[str]:
@@ -531,6 +634,8 @@ def _board_findings(profile: Profile) -> list[Finding]:
         target.close()
     found = f"{_what(facts)}, server {facts.get('version')}"
     findings = [Finding(subject="board", severity="ok", found=found)]
+    if facts.get("onnxruntime"):
+        findings.append(Finding(subject="onnxruntime", severity="ok", found=f"{facts['onnxruntime']}, on the board"))
     conditions = facts.get("conditions")
     return findings + (_state(conditions) if isinstance(conditions, Mapping) else [])
 

@@ -36,7 +36,7 @@ def qemu(arch: str, *, count: bool = True) -> list[str]:
     if arch == HERE:
         return []
     plugin = ["-plugin", str(programs(arch) / "count.so")] if count else []
-    return [f"qemu-{arch}", "-cpu", "cortex-a72", *plugin, "-L", f"/usr/{arch}-linux-gnu"]
+    return [f"qemu-{arch}", "-cpu", "cortex-a72", *plugin, "-L", str(programs(arch) / "root")]
 
 
 @contextmanager

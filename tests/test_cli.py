@@ -216,6 +216,15 @@ def test_every_other_command_has_an_envelope_and_a_text(
     assert not text.out.startswith("{")
 
 
+def test_a_name_in_brackets_stands_in_a_table_as_it_is(edgeprune: Command, tmp_path: Path) -> None:
+    """Names and what boards say are text: no markup that is carried out, swallowed or refused."""
+    said = "[red]hot[/red] :warning: [/]"
+    (tmp_path / "edgeprune.toml").write_text(f'[targets.odd]\nprofile = "formula"\ndescription = "{said}"\n')
+    listed = edgeprune(tmp_path, "targets")
+    assert listed.code == 0, listed.err
+    assert said in listed.out
+
+
 def test_report_writes_the_page_of_a_run_again(edgeprune: Command, project: Path) -> None:
     """From the ledger alone; both spellings name the same file."""
     page = run_of(project) / "report.html"
@@ -612,6 +621,13 @@ def test_a_doubtful_final_timing_is_said_beside_the_verdict(capsys: pytest.Captu
     cli._print_outcome(outcome.to_json())
     said = capsys.readouterr().out
     assert "doubtful: machine slow; measure again with edgeprune verify dist/small" in said
+
+
+def test_the_faster_runtime_of_a_board_is_named_with_how_much_faster_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = {"chosen": "tvm", "other": "onnxruntime", "graph": "g", "times": {"p50": 1.24, "low": 1.23, "high": 1.25}}
+    outcome = replace(small_bundle.outcome(small_bundle.measurement()), conditions={"runtimes": choice}, emulated=False)
+    cli._print_outcome(outcome.to_json())
+    assert "\nruntime: tvm, 1.24x faster than onnxruntime\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("when", ["searching", "fine-tuning"])

@@ -13,11 +13,11 @@ from contract import TargetContract, convnet, quick
 
 from edgeprune.artifact import Artifact
 from edgeprune.errors import CompileError, DeviceBusy, DeviceLost, ProfileError, Unstable
-from edgeprune.fleet import LOST_S, Fleet, examine_fleet, open_fleet
+from edgeprune.fleet import LOST_S, Fleet, examine_fleet, open_boards, open_fleet
 from edgeprune.lease import Lease
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.profile import Profile, at_address, load_profile
-from edgeprune.target import Finding, Target, open_target
+from edgeprune.target import Finding, Packager, Selftest, Target, open_target
 
 PROFILE = load_profile("formula", {"options": {"noise": 0.002}})
 NAMES = ("one", "two", "three")
@@ -414,3 +414,45 @@ def test_boards_that_are_no_fleet_are_refused(profiles: list[Profile], said: str
 def test_examining_names_every_board() -> None:
     subjects = {each.subject for each in examine_fleet(boards("one", "two"))}
     assert {"one: formula", "two: formula"} <= subjects
+
+
+# -- what a bundle holds ---------------------------------------------------------------------------------------------
+
+
+class Packing(Watched):
+    """A board that packages engines and tests bundles, by its own name."""
+
+    def package(self, engine: Artifact) -> Mapping[str, Path]:
+        assert engine.kind == f"engine of {self.name}", "boards were mixed"
+        return {"engine": engine.path}
+
+    def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+        return Selftest(ok=trusted, detail=f"on {self.name}")
+
+
+class PackingFaults(Faults):
+    """The same bench with boards that package."""
+
+    @contextmanager
+    def __call__(self, profile: Profile) -> Iterator[Target]:
+        with super().__call__(profile) as watched:
+            yield Packing(watched.target, profile, self)
+
+
+def test_a_board_packages_and_tests_for_its_kind(fleet: Callable[..., Fleet], small: Artifact, tmp_path: Path) -> None:
+    boards = fleet(PackingFaults(lose={"one": "open"}))
+    assert isinstance(boards, Packager)
+    assert boards.package(boards.compile(small)) == {"engine": small.path}
+    assert boards.selftest(tmp_path, small, trusted=True) == Selftest(ok=True, detail="on two")
+
+
+def test_boards_that_hold_nothing_package_nothing(fleet: Callable[..., Fleet], small: Artifact, tmp_path: Path) -> None:
+    boards = fleet(Faults())
+    assert boards.package(boards.compile(small)) == {}
+    assert not boards.selftest(tmp_path, small, trusted=True).ok
+
+
+def test_one_board_is_opened_as_it_is_and_several_as_a_fleet() -> None:
+    with open_boards([PROFILE]) as one, open_boards(boards("one", "two")) as several:
+        assert not isinstance(one, Fleet)
+        assert isinstance(several, Fleet)

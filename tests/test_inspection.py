@@ -84,3 +84,12 @@ def test_every_board_of_a_target_is_listed_though_no_model_is_named_yet(tmp_path
     listed = [each for each in list_targets(load_devices(config)) if each["name"] == "shelf"]
     assert [each["address"] for each in listed] == ["ssh://a", "ssh://b"]
     assert all(each["reachable"] == "yes" for each in listed)
+
+
+@pytest.mark.parametrize("table", ['profile = "nothing"', 'profile = "formula"\naddress = []'])
+def test_a_table_that_cannot_be_used_is_listed_with_the_reason_and_hides_no_other(tmp_path: Path, table: str) -> None:
+    config = tmp_path / "edgeprune.toml"
+    config.write_text(f'[targets.bad]\n{table}\n[targets.good]\nprofile = "formula"\n')
+    listed = {each["name"]: each["reachable"] for each in list_targets(load_devices(config))}
+    assert listed["bad"].startswith("no: ")
+    assert {"formula", "good"} <= listed.keys()

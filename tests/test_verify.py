@@ -415,6 +415,19 @@ def test_the_runner_for_the_device_is_run_on_the_device(packaged: Path, answers:
             report.require()
 
 
+def test_a_device_is_given_the_whole_path_of_a_bundle_named_from_here(
+    packaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter may start the runner in another folder than this one."""
+
+    class Elsewhere(Board):
+        def selftest(self, bundle: Path, model: Artifact, *, trusted: bool) -> Selftest:
+            return Selftest(ok=bundle.is_absolute(), detail=str(bundle))
+
+    monkeypatch.chdir(packaged.parent)
+    assert verify(Path(packaged.name), profile=PROFILE, target=Elsewhere()).ok
+
+
 def test_a_bundle_without_anything_for_the_device_runs_nothing_there(bundle: Path) -> None:
     assert "device" not in names(verify(bundle, profile=PROFILE, target=Board()))
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "engine.h"
 #include "json.h"
@@ -50,6 +51,17 @@ class Bundle {
   }
   static const std::string& text(const json::Value& value, const std::string& key) { return member(value, key).text; }
   static double real(const json::Value& value, const std::string& key) { return member(value, key).real(); }
+
+  bool lists(const std::string& name) const { return files_.count(name) != 0; }
+
+  // The files whose names begin so.
+  std::vector<std::string> listed(const std::string& start) const {
+    std::vector<std::string> names;
+    for (const auto& [name, entry] : files_) {
+      if (name.rfind(start, 0) == 0) names.push_back(name);
+    }
+    return names;
+  }
 
   // The bytes of one file once its digest holds.
   std::string checked(const std::string& name) const {

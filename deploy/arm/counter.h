@@ -60,13 +60,14 @@ inline bool counted() {
 }
 
 // Whether this process is emulated, as far as it can tell: an ARM process that sees the processor of another kind of
-// machine, or one that is counted. The clock of an emulator says nothing about any device.
+// machine or the one that deploy/emulated/setup describes, or one that is counted. The clock of an emulator says nothing
+// about any device.
 inline bool emulated() {
   if (counted()) return true;
 #if defined(__aarch64__)
   std::ifstream processor("/proc/cpuinfo");
   for (std::string line; std::getline(processor, line);) {
-    if (line.rfind("vendor_id", 0) == 0) return true;
+    if (line.rfind("vendor_id", 0) == 0 || line.find("emulated by qemu-user") != std::string::npos) return true;
   }
 #endif
   return false;

@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "counter.h"
+#include "counting_clock.h"
 #include "engine.h"
 #include "facts.h"
 #include "json.h"
+#include "onnxruntime.h"
 #include "priority.h"
 #include "refusal.h"
 #include "sha256.h"
@@ -107,35 +109,34 @@ class Desk {
   // times as long, so there it is run when it is wanted, and not before.
   std::string load(const std::string& name, const std::string& sha256) const {
     if (sha256_of(read_file(path(name))) != sha256) throw Refusal("corrupt", name + " was damaged on its way");
-    const Engine engine(path(name), name);
-    fill_noise(engine);
-    if (!emulated_) engine.run();
+    const auto engine = opened(name);
+    fill_noise(*engine);
+    if (!emulated_) engine->run();
     return json::Object()
-        .raw("inputs", ports(engine, engine.program().inputs()))
-        .raw("outputs", ports(engine, engine.program().outputs()))
-        .add("steps", engine.program().steps().size())
+        .raw("inputs", ports(*engine, engine->inputs()))
+        .raw("outputs", ports(*engine, engine->outputs()))
         .text();
   }
 
   // Runs an engine once: all inputs one after another, all outputs alike.
   std::string run(const std::string& name, std::string_view given) const {
-    const Engine engine(path(name), name);
+    const auto engine = opened(name);
     size_t wanted = 0;
-    for (const Port& each : engine.program().inputs()) wanted += bytes_of(engine.program().tensor(each));
+    for (const Port& each : engine->inputs()) wanted += bytes_of(engine->tensor(each));
     if (given.size() != wanted) {
       throw Refusal("compile", "inputs of " + std::to_string(wanted) + " bytes are wanted, not of " +
                                    std::to_string(given.size()));
     }
-    for (const Port& each : engine.program().inputs()) {
-      const DLTensor& tensor = engine.program().tensor(each);
+    for (const Port& each : engine->inputs()) {
+      const DLTensor& tensor = engine->tensor(each);
       const size_t bytes = bytes_of(tensor);
       memcpy(tensor.data, given.data(), bytes);
       given.remove_prefix(bytes);
     }
-    engine.run();
+    engine->run();
     std::string out;
-    for (const Port& each : engine.program().outputs()) {
-      const DLTensor& tensor = engine.program().tensor(each);
+    for (const Port& each : engine->outputs()) {
+      const DLTensor& tensor = engine->tensor(each);
       out.append(static_cast<const char*>(tensor.data), bytes_of(tensor));
     }
     return out;
@@ -145,29 +146,31 @@ class Desk {
   std::string time(const std::string& candidate, const std::string& reference, const Sampling& sampling, int cpu,
                    const std::string& wanted) {
     refuse_clock_of_emulator();
-    const Engine engines[2] = {{path(candidate), candidate}, {path(reference), reference}};
-    for (const Engine& each : engines) fill_noise(each);
+    const std::unique_ptr<Runnable> engines[2] = {opened(candidate), opened(reference)};
+    for (const auto& each : engines) fill_noise(*each);
     cpu_ = pin(cpu);
     Priority priority(wanted, usable_.size() < 2);
-    return spelled(timed_session(engines[0], engines[1], sampling, priority));
+    return spelled(timed_session(*engines[0], *engines[1], sampling, priority));
   }
 
   // Counts the instructions of several calls of an engine, under an emulator that counts.
   std::string count(const std::string& name) const {
     if (!counted_) throw Refusal("lost", "this board counts no instructions");
-    const Engine engine(path(name), name);
-    fill_noise(engine);
-    return json::Object().add("metric", metric()).raw("counts", column(counted_calls(engine))).text();
+    const auto engine = opened(name);
+    fill_noise(*engine);
+    return json::Object().add("metric", metric()).raw("counts", column(counted_calls(*engine))).text();
   }
 
-  // What each step of an engine costs, in order: nanoseconds, or instructions under a counter.
+  // What each step of an engine costs, in order: nanoseconds, or instructions under a counter. The steps of an ONNX file
+  // are the nodes that ONNX Runtime made of it, and are named.
   std::string steps(const std::string& name, int cpu) {
-    const Engine engine(path(name), name);
-    fill_noise(engine);
     if (!counted_) {
       refuse_clock_of_emulator();
       cpu_ = pin(cpu);
     }
+    if (is_onnx(name)) return nodes(name);
+    const Engine engine(path(name), name);
+    fill_noise(engine);
     return json::Object()
         .add("metric", metric())
         .raw("costs", column(step_costs(engine, counted_)))
@@ -185,6 +188,7 @@ class Desk {
         .add("kernel", std::string(system.release))
         .add("metric", metric())
         .add("emulated", emulated_)
+        .add("onnxruntime", ort::Api::found())
         .add("cpus", usable_.size())
         .add("boot_id", small_file("/proc/sys/kernel/random/boot_id", 64))
         .add("folder", folder_)
@@ -200,6 +204,30 @@ class Desk {
   }
 
  private:
+  static bool is_onnx(const std::string& name) {
+    static constexpr std::string_view kSuffix = ".onnx";
+    return name.size() > kSuffix.size() && name.compare(name.size() - kSuffix.size(), std::string::npos, kSuffix) == 0;
+  }
+
+  // An uploaded engine of either kind.
+  std::unique_ptr<Runnable> opened(const std::string& name) const {
+    if (is_onnx(name)) return std::make_unique<OnnxEngine>(read_file(path(name)), name);
+    return std::make_unique<Engine>(path(name), name);
+  }
+
+  std::string nodes(const std::string& name) const {
+    std::optional<CountingClock> clock;
+    const OnnxEngine engine(read_file(path(name)), name, folder_ + "/profile");
+    fill_noise(engine);
+    if (counted_) clock.emplace();
+    const std::vector<Cost> costs = node_costs(engine, counted_);
+    return json::Object()
+        .add("metric", metric())
+        .raw("nodes", json::array(costs, [](const Cost& each) { return json::quoted(each.node); }))
+        .raw("costs", json::array(costs, [](const Cost& each) { return std::to_string(each.amount); }))
+        .text();
+  }
+
   static std::string kind_of(int error) {
     return error == ENOSPC || error == EDQUOT || error == EFBIG ? "full" : "request";
   }
@@ -218,9 +246,9 @@ class Desk {
     return static_cast<size_t>(file.st_size);
   }
 
-  static std::string ports(const Engine& engine, const std::vector<Port>& listed) {
+  static std::string ports(const Runnable& engine, const std::vector<Port>& listed) {
     return json::array(listed, [&engine](const Port& port) {
-      const DLTensor& tensor = engine.program().tensor(port);
+      const DLTensor& tensor = engine.tensor(port);
       const std::vector<int64_t> shape(tensor.shape, tensor.shape + tensor.ndim);
       return json::Object()
           .add("name", port.name)

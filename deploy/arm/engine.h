@@ -18,6 +18,7 @@
 #include "memory.h"
 #include "program.h"
 #include "refusal.h"
+#include "runnable.h"
 
 namespace edgeprune {
 
@@ -31,7 +32,7 @@ inline std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-class Engine {
+class Engine : public Runnable {
  public:
   // Loads the file at `path`, called `name` in messages. Throws Refusal.
   Engine(const std::string& path, const std::string& name) : library_(nullptr, &dlclose) {
@@ -47,9 +48,12 @@ class Engine {
   }
 
   const Program& program() const { return *program_; }
+  const std::vector<Port>& inputs() const override { return program_->inputs(); }
+  const std::vector<Port>& outputs() const override { return program_->outputs(); }
+  const DLTensor& tensor(const Port& port) const override { return program_->tensor(port); }
 
   // Runs every step once.
-  void run() const {
+  void run() const override {
     for (const Step& step : program_->steps()) run(step);
   }
 

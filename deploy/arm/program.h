@@ -21,18 +21,13 @@
 
 #include "memory.h"
 #include "refusal.h"
+#include "runnable.h"
 #include "tvm/ffi/c_api.h"
 
 namespace edgeprune {
 
 // A kernel as TVM compiles it: (self, arguments, count of arguments, result) -> 0 if it worked.
 using Kernel = int (*)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-
-// One input or output of the network.
-struct Port {
-  std::string name;
-  size_t buffer;
-};
 
 // One call of a kernel. `layer` names the node of the graph that it belongs to, as the text has it.
 struct Step {

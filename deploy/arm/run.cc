@@ -1,5 +1,6 @@
 // edgeprune-run: run, time and check the model of the bundle this program lies in, on the device it was made for.
-// Needs the C library and nothing else.
+// Needs the C library and nothing else, but for a bundle without engine.so: its model is run by the ONNX Runtime that lies
+// in device/lib, which needs the C++ library as well.
 //
 //   device/bin/edgeprune-run --input [NAME=]x.npy [--output [NAME=]y.npy]   answers for every row of x.npy
 //   device/bin/edgeprune-run --bench [--seconds 3] [--cpu N]                milliseconds on this device, now
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,6 +24,7 @@
 #include "json.h"
 #include "kernel_errors.h"
 #include "npy.h"
+#include "onnxruntime.h"
 #include "timing.h"
 
 namespace edgeprune {
@@ -30,6 +33,7 @@ constexpr size_t kRowsShown = 8, kCleanCallsNeeded = 20;
 constexpr double kWarmUpS = 0.25;
 constexpr int kWarmUpCalls = 5;
 constexpr const char* kEngine = "device/engine.so";
+constexpr const char* kModel = "model.onnx";
 
 struct Request {
   std::string verb;
@@ -112,22 +116,25 @@ std::string folder_of_this_program() {
 class Model {
  public:
   explicit Model(const Bundle& bundle) : bundle_(bundle) {
-    bundle.checked(kEngine);
     try {
-      engine_.emplace(bundle.folder() + "/" + kEngine, kEngine);
+      engine_ = opened(bundle);
     } catch (const Refusal& error) {
-      const bool wrong_machine = error.kind() == "architecture";
+      const bool wrong_machine = error.kind() == "architecture" || error.kind() == "runtime";
       throw Stop{wrong_machine ? kWrongRequest : kDamaged, error.what(),
                  wrong_machine ? "run it on the device it was made for" : kCopyAgain, ""};
     }
-    compare("inputs", engine_->program().inputs());
-    compare("outputs", engine_->program().outputs());
+    compare("inputs", engine_->inputs());
+    compare("outputs", engine_->outputs());
   }
 
-  const Engine& engine() const { return *engine_; }
-  const std::vector<Port>& inputs() const { return engine_->program().inputs(); }
-  const std::vector<Port>& outputs() const { return engine_->program().outputs(); }
-  const DLTensor& tensor(const Port& port) const { return engine_->program().tensor(port); }
+  const Runnable& engine() const { return *engine_; }
+  std::string runtime() const {
+    return "edgeprune-run " EDGEPRUNE_BOARD_VERSION +
+           (bundle_.lists(kEngine) ? "" : ", onnxruntime " + ort::Api::found());
+  }
+  const std::vector<Port>& inputs() const { return engine_->inputs(); }
+  const std::vector<Port>& outputs() const { return engine_->outputs(); }
+  const DLTensor& tensor(const Port& port) const { return engine_->tensor(port); }
 
   // Names are percent-encoded in the engine; the manifest has them as they are, in the same order.
   const std::string& name(const char* side, size_t place) const {
@@ -144,13 +151,24 @@ class Model {
   }
 
  private:
+  // The engine that was compiled for the device, or the model itself where ONNX Runtime was found faster there.
+  static std::unique_ptr<Runnable> opened(const Bundle& bundle) {
+    if (bundle.lists(kEngine)) {
+      bundle.checked(kEngine);
+      return std::make_unique<Engine>(bundle.folder() + "/" + kEngine, kEngine);
+    }
+    const std::string content = bundle.checked(kModel);
+    for (const std::string& library : bundle.listed("device/lib/")) bundle.checked(library);
+    return std::make_unique<OnnxEngine>(content, kModel);
+  }
+
   void compare(const char* side, const std::vector<Port>& ports) const {
     const auto& listed = Bundle::member(Bundle::member(bundle_.manifest(), "signature"), side).items;
     if (listed.size() != ports.size()) throw Stop{kDamaged, "the engine is of another model", kCopyAgain, ""};
   }
 
   const Bundle& bundle_;
-  std::optional<Engine> engine_;
+  std::unique_ptr<Runnable> engine_;
 };
 
 std::vector<int64_t> shape_of(const DLTensor& tensor) { return {tensor.shape, tensor.shape + tensor.ndim}; }
@@ -468,12 +486,12 @@ Report bench(const Request& request) {
                     .add("counted", counted)
                     .add("threads", 1)
                     .add("cpu", cpu)
-                    .add("runtime", "edgeprune-run " EDGEPRUNE_BOARD_VERSION)
+                    .add("runtime", model.runtime())
                     .text();
   char sentence[320];
   snprintf(sentence, sizeof sentence,
-           "%.3f ms median (%.3f to %.3f, 5 to 95 %% of %zu %s), %zu calls, 1 thread on CPU %d, edgeprune-run %s", p50, p5,
-           p95, kept.size(), counted.c_str(), all.size(), cpu, EDGEPRUNE_BOARD_VERSION);
+           "%.3f ms median (%.3f to %.3f, 5 to 95 %% of %zu %s), %zu calls, 1 thread on CPU %d, %s", p50, p5,
+           p95, kept.size(), counted.c_str(), all.size(), cpu, model.runtime().c_str());
   report.sentence = sentence;
   warn(report, "absolute milliseconds of this machine under its load of now; they drift by several per cent",
        "for a ratio you can rely on: edgeprune measure this.onnx other.onnx");

@@ -12,6 +12,7 @@
 
 #include "counter.h"
 #include "engine.h"
+#include "onnxruntime.h"
 #include "priority.h"
 
 namespace edgeprune {
@@ -40,6 +41,8 @@ constexpr int kFewestRounds = 2;
 constexpr double kFewestKept = 4, kMostKept = 14;
 constexpr double kLongCallS = 0.01;  // from this length on, one dropped call refills the caches
 constexpr size_t kMostRows = 100'000;
+constexpr double kProfileS = 0.3;
+constexpr size_t kFewestProfiled = 5, kMostProfiled = 50;
 
 inline int64_t nanoseconds(clockid_t clock) {
   timespec now;
@@ -53,7 +56,7 @@ inline int64_t preemptions() {
   return usage.ru_nivcsw;
 }
 
-inline Row timed(const Engine& engine) {
+inline Row timed(const Runnable& engine) {
   const int64_t before = preemptions();
   const int64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), wall = nanoseconds(CLOCK_MONOTONIC);
   engine.run();
@@ -62,7 +65,7 @@ inline Row timed(const Engine& engine) {
 }
 
 // Calls until the fastest calls of successive windows agree, or for as long as is reasonable.
-inline WarmUp warm_up(const Engine& engine, Priority& priority) {
+inline WarmUp warm_up(const Runnable& engine, Priority& priority) {
   std::vector<double> took;
   const double start = now_s();
   for (;;) {
@@ -91,11 +94,11 @@ inline WarmUp warm_up(const Engine& engine, Priority& priority) {
 
 // Fills the inputs with seeded standard-normal noise; with zeros where the type is no float, because an index must stay
 // in range. Zeros everywhere would be too kind, denormals too cruel to some processors.
-inline void fill_noise(const Engine& engine) {
+inline void fill_noise(const Runnable& engine) {
   std::mt19937_64 generator(0);
   std::normal_distribution<float> normal;
-  for (const Port& port : engine.program().inputs()) {
-    const DLTensor& tensor = engine.program().tensor(port);
+  for (const Port& port : engine.inputs()) {
+    const DLTensor& tensor = engine.tensor(port);
     const size_t count = bytes_of(tensor) / (tensor.dtype.bits / 8);
     if (tensor.dtype.code == kDLFloat && tensor.dtype.bits == 32) {
       auto* values = static_cast<float*>(tensor.data);
@@ -117,9 +120,9 @@ struct Session {
 };
 
 // Times both engines in blocks whose order is drawn anew in every round; the calls after a switch are dropped.
-inline Session timed_session(const Engine& candidate, const Engine& reference, const Sampling& sampling,
+inline Session timed_session(const Runnable& candidate, const Runnable& reference, const Sampling& sampling,
                              Priority& priority) {
-  const Engine* engines[2] = {&candidate, &reference};
+  const Runnable* engines[2] = {&candidate, &reference};
   Session session;
   int dropped[2], kept[2];
   double longest_s = 0;
@@ -150,28 +153,29 @@ inline Session timed_session(const Engine& candidate, const Engine& reference, c
   return session;
 }
 
-// Counts the instructions of several calls of an engine under an emulator, after one call to warm up. They are the same
-// every time, so there is nothing to alternate with.
-inline std::vector<int64_t> counted_calls(const Engine& engine) {
-  constexpr int kCalls = 4;
+// Counts the instructions of several calls of an engine under an emulator, after one call to warm up, and a few more
+// where they still differ: ONNX Runtime plans its memory in the first calls. Then they are the same every time, so there
+// is nothing to alternate with.
+inline std::vector<int64_t> counted_calls(const Runnable& engine) {
+  constexpr size_t kCalls = 4, kMostCalls = 10;
   const Counter counter;
   engine.run();
   std::vector<int64_t> counts;
-  for (int call = 0; call < kCalls; ++call) {
+  for (size_t call = 0; call < kMostCalls; ++call) {
     counts.push_back(static_cast<int64_t>(counter.count([&engine] { engine.run(); })));
+    if (counts.size() > kCalls) counts.erase(counts.begin());
+    if (counts.size() == kCalls && std::equal(counts.begin() + 1, counts.end(), counts.begin())) break;
   }
   return counts;
 }
 
 // What one call of each step costs: the median ns of several calls, or the instructions of one where they are counted.
 inline std::vector<int64_t> step_costs(const Engine& engine, bool counting) {
-  constexpr double kSeconds = 0.3;
-  constexpr size_t kFewest = 5, kMost = 50;
   std::vector<std::vector<int64_t>> seen(engine.program().steps().size());
   engine.run();
   const Counter counter;
-  const double end = now_s() + kSeconds;
-  for (size_t call = 0; call < (counting ? 1 : kMost) && (call < kFewest || now_s() < end); ++call) {
+  const double end = now_s() + kProfileS;
+  for (size_t call = 0; call < (counting ? 1 : kMostProfiled) && (call < kFewestProfiled || now_s() < end); ++call) {
     size_t place = 0;
     for (const Step& step : engine.program().steps()) {
       if (counting) {
@@ -190,6 +194,18 @@ inline std::vector<int64_t> step_costs(const Engine& engine, bool counting) {
     typical.push_back(each[each.size() / 2]);
   }
   return typical;
+}
+
+// What each node of a model costs that ONNX Runtime profiles into the file named; as `step_costs` does.
+inline std::vector<Cost> node_costs(const OnnxEngine& engine, bool counting) {
+  engine.run();
+  const double end = now_s() + kProfileS;
+  for (size_t call = 0; call < (counting ? 1 : kMostProfiled) && (call < kFewestProfiled || now_s() < end); ++call) {
+    engine.run();
+  }
+  std::vector<Cost> costs = costs_of_nodes(engine.profile());
+  for (Cost& each : costs) each.amount *= counting ? 1 : 1000;  // the profiler writes microseconds
+  return costs;
 }
 
 }  // namespace edgeprune

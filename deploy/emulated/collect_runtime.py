@@ -1,9 +1,10 @@
-"""Collect the TVM runtime of an architecture, and the headers it is compiled against, from TVM's wheels.
+"""Collect the runtimes of an architecture, and the headers that TVM's is compiled against, from their wheels.
 
-    python collect_runtime.py ARCH TVM_VERSION TVM_FFI_VERSION FOLDER
+    python collect_runtime.py ARCH TVM_VERSION TVM_FFI_VERSION ONNXRUNTIME_VERSION FOLDER
 
-FOLDER gets lib/libtvm_runtime.so, lib/libtvm_ffi.so and include/. What is installed here is used if it is right, else
-the two wheels are downloaded. Needs Python 3.11 and, to download, pip.
+FOLDER gets lib/libtvm_runtime.so, lib/libtvm_ffi.so, lib/libonnxruntime.so.VERSION and include/. What is installed here
+is used if it is right, else the wheels are downloaded by pip, which compares them with the digests that the index
+states. Needs Python 3.11 and, to download, pip.
 """
 
 import platform
@@ -16,12 +17,14 @@ from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 LIBRARIES = {"tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"}
+ONNXRUNTIME = "onnxruntime/capi/libonnxruntime.so.{}"
 HEADERS = "tvm_ffi/include/"
 
 
-def main(arch: str, tvm: str, tvm_ffi: str, folder: Path) -> None:
+def main(arch: str, tvm: str, tvm_ffi: str, onnxruntime: str, folder: Path) -> None:
     """Collect everything into `folder`."""
-    versions = {"apache-tvm": tvm, "apache-tvm-ffi": tvm_ffi}
+    versions = {"apache-tvm": tvm, "apache-tvm-ffi": tvm_ffi, "onnxruntime": onnxruntime}
+    LIBRARIES.add(ONNXRUNTIME.format(onnxruntime))
     if arch == platform.machine() and all(_installed(name) == version for name, version in versions.items()):
         found = sum(_copied(name, folder) for name in versions)
     else:
@@ -79,6 +82,6 @@ def _placed(name: str, content: bytes, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
+    if len(sys.argv) != 6:
         raise SystemExit(__doc__)
-    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], Path(sys.argv[5]))

@@ -4,4 +4,10 @@ The nouns (plan, profile, budget, artifact, measurement, trial) import the stand
 ``import edgeprune`` costs nothing; torch, onnx and onnxruntime are imported by the modules that need them.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# ONNX Runtime reports on its use from 1.29 on unless it is told not to, from a thread of its own: nobody asked for the
+# report, and the thread disturbs what is timed. Workers inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -529,7 +529,8 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, markup=False, emoji=False).print(table)  # names, and what boards say, are text
 
 
 def _span(interval: Json, digits: int = 3) -> str:
@@ -547,7 +548,7 @@ def _print_if_emulated(data: Json) -> None:
 
 def _print_outcome(data: Json) -> None:
     from edgeprune.metric import unit_of
-    from edgeprune.outcome import BudgetVerdict
+    from edgeprune.outcome import BudgetVerdict, runtime_line
 
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
     unit = unit_of(data["metric"])
@@ -562,6 +563,8 @@ def _print_outcome(data: Json) -> None:
     _print_if_emulated(data)
     _table(f"{data['model']} on {data['target']}", ["", "before", "after"], rows)
     typer.echo(f"budget {budget.summary(data['metric'])}")
+    if runtime := runtime_line(data["conditions"], emulated=data["emulated"]):
+        typer.echo(f"runtime: {runtime}")
     for each in budget.missed:
         typer.echo(f"  {each}")
     for each in data["flags"]:

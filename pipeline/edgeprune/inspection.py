@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, ProfileError
 from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.target import Finding, examine_target
 
@@ -82,19 +82,25 @@ def list_targets(devices: "Devices") -> list[dict[str, str]]:
     """
     configured = sorted(devices.targets)
     profiles = [load_profile(name) for name in profile_names() if name not in configured]
-    profiles += [board for name in configured for board in devices.boards(name)]
+    unusable = []
+    for name in configured:
+        try:
+            profiles += devices.boards(name)
+        except ProfileError as error:  # a table that cannot be used hides no other
+            unusable.append(_row(Profile(name=name, adapter="", description=""), f"no: {error.what}"))
     with ThreadPoolExecutor(max_workers=len(profiles)) as pool:
         reachable = pool.map(_reachable, profiles)
-    return [
-        {
-            "name": profile.name,
-            "adapter": profile.adapter,
-            "address": profile.address or "",
-            "reachable": found,
-            "description": profile.description,
-        }
-        for profile, found in zip(profiles, reachable, strict=True)
-    ]
+    return [*(_row(*each) for each in zip(profiles, reachable, strict=True)), *unusable]
+
+
+def _row(profile: Profile, reachable: str) -> dict[str, str]:
+    return {
+        "name": profile.name,
+        "adapter": profile.adapter,
+        "address": profile.address or "",
+        "reachable": reachable,
+        "description": profile.description,
+    }
 
 
 def _reachable(profile: Profile) -> str:

@@ -149,6 +149,29 @@ class Outcome:
         return cls(**fields)
 
 
+def runtime_line(conditions: Mapping[str, Any], *, emulated: bool) -> str:
+    """Return which of a board's runtimes was chosen and what the other takes, empty where there was no choice.
+
+    Args:
+        conditions: of a measurement; an adapter that chose says so under "runtimes".
+        emulated: instructions were counted, so that nothing is known of what is faster.
+    """
+    seen = conditions.get("runtimes")
+    if not isinstance(seen, Mapping):
+        return ""
+    chosen, other, times = seen["chosen"], seen["other"], seen["times"]
+    if times is None:
+        return f"{chosen}; {other} refuses the model"
+    if emulated:
+        return f"{chosen}; {other} takes {times['p50']:.2f}x its instructions"
+    factor = times["p50"]
+    return (
+        f"{chosen}, {factor:.2f}x faster than {other}"
+        if factor >= 1
+        else f"{chosen}, {1 / factor:.2f}x slower than {other}"
+    )
+
+
 def _facts(value: Mapping[str, Any]) -> ModelFacts:
     ratio = Interval(**value["ratio"]) if value["ratio"] else None
     given = {name: each for name, each in value.items() if name != "accuracy_interval"}  # it follows from the others

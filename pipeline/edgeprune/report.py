@@ -20,7 +20,7 @@ from edgeprune.durable import replacing, storage_errors
 from edgeprune.errors import ConfigError, LedgerError
 from edgeprune.ledger import Incident, Ledger
 from edgeprune.measurement import Measurement
-from edgeprune.outcome import Outcome
+from edgeprune.outcome import Outcome, runtime_line
 from edgeprune.report_sections import comparison, figures, listed, timing, verdict
 from edgeprune.report_subject import about, seen
 from edgeprune.svg import clean
@@ -158,10 +158,12 @@ def _plain(value: object) -> object:
 
 def _fact_lists(outcome: Outcome | None, final: Measurement | None, notes: Mapping[str, str]) -> list[dict[str, Any]]:
     conditions = outcome.conditions if outcome and outcome.conditions else final.conditions if final else {}
+    runtime = runtime_line(conditions, emulated=outcome.emulated) if outcome else ""
     seconds = {stage: quantities.duration(value) for stage, value in outcome.seconds.items()} if outcome else {}
     lists = {
         "Time spent": seconds,
         "Versions": dict(outcome.versions) if outcome else {},
+        "Runtimes of the device": {"chosen": runtime} if runtime else {},
         "Conditions of the final measurement": dict(_flat(conditions)),
         "About this run": dict(notes),
     }

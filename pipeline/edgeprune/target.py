@@ -88,7 +88,7 @@ class Packager(Protocol):
         """Return what the runner of the unpacked bundle says when it checks itself on the device.
 
         Args:
-            bundle: its folder, every byte of which is as its manifest says.
+            bundle: its folder, an absolute path, every byte of which is as its manifest says.
             model: its portable model, checked.
             trusted: run code of the bundle that is not what this edgeprune would have put there.
 

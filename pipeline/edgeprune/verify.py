@@ -305,7 +305,7 @@ def _on_the_device(bundle: Bundle, target: Packager, trusted: bool) -> list[Chec
     """Run what the bundle holds for its device on the device; a bundle that holds nothing for it has nothing to run."""
     if not any(each.path.startswith(DEVICE) for each in bundle.manifest.files):
         return []
-    said = target.selftest(bundle.path, bundle.model, trusted=trusted)
+    said = target.selftest(bundle.path.absolute(), bundle.model, trusted=trusted)
     return [Check(name="device", ok=said.ok, detail=said.detail)]
 
 

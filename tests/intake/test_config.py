@@ -249,6 +249,15 @@ def test_a_board_is_listed_once(tmp_path: Path, addresses: str) -> None:
         config.boards("shelf")
 
 
+@pytest.mark.parametrize("address", ["5", '["ssh://a", 5]', "{a = 1}"])
+def test_an_address_that_is_no_text_is_named_once_in_plain_words(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(written(tmp_path, MINIMAL + f'[targets.shelf]\nprofile = "rock-5b"\naddress = {address}\n'))
+    assert "targets.shelf.address" in raised.value.why
+    assert "should be text or a list of texts" in raised.value.why
+    assert "_" not in raised.value.why
+
+
 def test_a_target_may_name_a_profile_file_beside_the_configuration(tmp_path: Path) -> None:
     """A profile's path is relative to the file that names it."""
     (tmp_path / "mine.toml").write_text('adapter = "formula"\n')

@@ -57,6 +57,17 @@ def test_any_line_is_a_reading_or_none(line: str) -> None:
     reading_from_line(f"RAM 1/2MB {line}")
 
 
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_numbers_of_absurd_length_are_not_read(digits: int) -> None:
+    much = "9" * digits
+    assert reading_from_line(f"RAM {much}/2MB") is None
+    seen = reading_from_line(
+        f"RAM 1/2MB EMC_FREQ {much}%@{much} GR3D_FREQ {much}%@[{much}] gpu@{much}C VDD_IN {much}mW/1mW GPU {much}/1"
+    )
+    assert seen is not None
+    assert (seen.gpu_load, seen.gpu_mhz, seen.emc_mhz, seen.temperatures_c, seen.rails_mw) == (None, None, None, {}, {})
+
+
 def test_a_summary_says_what_was_seen_meanwhile() -> None:
     seen = summary(readings_from_text("\n".join([*LINES, "noise"])))
     assert seen["readings"] == 5

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import CompileError, DeviceLost, ProfileError, Unstable
-from edgeprune.profile import Profile, load_profile
+from edgeprune.profile import Profile, at_address, load_profile
 from edgeprune.target import examine_target, open_target
 from edgeprune.targets.onnxruntime_cpu import OnnxRuntimeCpu, Yardstick
 
@@ -299,6 +299,13 @@ def test_a_senseless_option_is_a_profile_error(options: dict[str, object]) -> No
     problems = [each for each in examine_target(host(**options)) if each.severity == "problem"]
     assert [each.subject for each in problems] == ["options"]
     assert problems[0].mend
+
+
+def test_an_address_is_refused_because_this_machine_would_be_timed_in_its_place() -> None:
+    elsewhere = at_address(host(), "ssh://me@pi.local")
+    with pytest.raises(ProfileError, match=r"ssh://me@pi\.local"), open_target(elsewhere):
+        pass
+    assert [each.subject for each in examine_target(elsewhere) if each.severity == "problem"] == ["options"]
 
 
 def test_examining_names_what_decides_a_measurement() -> None:

@@ -435,6 +435,14 @@ def test_times_that_are_no_numbers_are_a_lost_device(board: ReplayBoard, net: Ar
             target.measure(engine, quick(engine))
 
 
+def test_an_output_that_is_cut_short_is_a_lost_device(board: ReplayBoard, net: Artifact) -> None:
+    with open_target(board.profile()) as target:
+        engine = target.compile(net)
+        board.set(fault="torn", fault_at="none")
+        with pytest.raises(DeviceLost, match="were announced"):
+            target.run(engine, {each.name: np.zeros(each.shape, each.dtype) for each in engine.inputs})
+
+
 def test_an_operator_that_tensorrt_lacks_is_the_candidates_fault(board: ReplayBoard, tmp_path: Path) -> None:
     net = convnet(tmp_path / "odd.onnx", (16,))
     model = onnx.load(str(net.path))

@@ -149,9 +149,12 @@ def test_times_of_calls_are_read_in_order() -> None:
         f"[{CALL.replace('0.3604', 'true')}]",
         f"[{CALL.replace('computeMs', 'ComputeMs')}]",
         f"[{CALL.replace('0.3604', '1e999')}]",
+        f"[{CALL.replace('0.3604', '9' * 400)}]",
+        f"[{CALL.replace('0.3604', '9' * 5000)}]",
+        f"[{CALL.replace('0.3604', '1e305')}]",
         "[" * 100_000,
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_times_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(Unreadable):
@@ -227,8 +230,12 @@ def test_outputs_in_json_are_read_with_what_json_has_no_word_for() -> None:
         '[ { "dimensions" : "(1)", "values" : [ 1 ] } ]',
         '[ { "name" : "y", "dimensions" : "(1)", "values" : "x" } ]',
         '[ { "name" : "y" } ]',
+        f'[ {{ "name" : "y", "dimensions" : "(1)", "values" : [ {"9" * 400} ] }} ]',
+        f'[ {{ "name" : "y", "dimensions" : "({"9" * 400})", "values" : [ 1 ] }} ]',
+        f'[ {{ "name" : "y", "dimensions" : "({"9" * 5000})", "values" : [ 1 ] }} ]',
         "not json",
     ],
+    ids=range(8),
 )
 def test_outputs_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(Unreadable):
@@ -241,7 +248,19 @@ def test_the_name_of_a_raw_file_tells_type_and_shape() -> None:
     assert output_from_raw_name("s.output.Int64.raw") == ("s", "<i8", ())
 
 
-@pytest.mark.parametrize("name", ["y.raw", "y.output.1.Complex.raw", "y.output.99999999.99999.Float.raw", "../y", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "y.raw",
+        "y.output.1.Complex.raw",
+        "y.output.99999999.99999.Float.raw",
+        f"y.output.{'9' * 5000}.Float.raw",
+        f"y.output.{'1.' * 100}Float.raw",
+        "../y",
+        "",
+    ],
+    ids=range(7),
+)
 def test_a_file_that_is_no_output_is_refused(name: str) -> None:
     with pytest.raises(Unreadable):
         output_from_raw_name(name)

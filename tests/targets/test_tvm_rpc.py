@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -392,13 +393,29 @@ def lying(**answers: object) -> Iterator[int]:
     [
         ("no JSON", DeviceLost, "no JSON object"),
         ([1], DeviceLost, "no JSON object"),
+        ("[" * 100_000, DeviceLost, "no JSON object"),
+        (FACTS | {"conditions": {"temperatures_c": {"cpu": math.nan}}}, DeviceLost, "no JSON object of plain values"),
+        (json.dumps(FACTS).replace('"9"', "1e999"), DeviceLost, "no JSON object of plain values"),
+        (FACTS | {"memory_mib": 10**400}, DeviceLost, "no JSON object of plain values"),
         (FACTS | {"protocol": 99}, ProfileError, "speaks protocol 99"),
         (FACTS | {"machine": "\x1b]0;evil\x07"}, ProfileError, "the board is ']0;evil'"),
         ("raise edgeprune:lost: \x1b[2J\x1b[31mgone\x07", DeviceLost, r"\[2J\[31mgone"),
         ("raise \x1b[2Jwhatever", DeviceLost, "the session broke"),
         ("long", DeviceLost, "an answer of 34603008 bytes"),
     ],
-    ids=["no JSON", "a list", "another protocol", "escape codes", "escape codes in a refusal", "any error", "33 MiB"],
+    ids=[
+        "no JSON",
+        "a list",
+        "nested",
+        "NaN",
+        "infinity",
+        "400 digits",
+        "another protocol",
+        "escape codes",
+        "escape codes in a refusal",
+        "any error",
+        "33 MiB",
+    ],
 )
 def test_a_board_that_lies_of_itself_is_refused_in_plain_words(facts: object, kind: type[Exception], said: str) -> None:
     with lying(facts=facts) as port:

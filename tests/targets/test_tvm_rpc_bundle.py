@@ -24,6 +24,7 @@ from edgeprune.errors import BundleError
 from edgeprune.pack import write_bundle
 from edgeprune.profile import Profile, load_profile
 from edgeprune.target import Packager, open_target
+from edgeprune.targets._tvm_rpc_bundle import answered
 from edgeprune.targets.tvm_rpc import TvmRpc
 
 pytest.importorskip("tvm", reason="pip install -e '.[tvm]'")
@@ -108,13 +109,13 @@ def test_an_answer_that_is_not_the_recorded_one_fails_the_test(
     assert "times what is tolerated" in said.detail
 
 
-@pytest.mark.parametrize("name", ["engine.so", "bin/edgeprune-run"])
+@pytest.mark.parametrize("name", ["engine.so", "bin/edgeprune-run", "board_run.py"])
 def test_code_that_is_not_ours_is_run_only_if_it_is_trusted(
     target: TvmRpc, graph: Artifact, wanted: np.ndarray, tmp_path: Path, name: str
 ) -> None:
     strange = tmp_path / "strange"
     device = dict(target.package(target.compile(graph)))
-    strange.write_bytes(device[name].read_bytes() + b"\0")
+    strange.write_bytes(device[name].read_bytes() + (b"\n" if name.endswith(".py") else b"\0"))
     foreign = bundle_of(tmp_path, target, graph, wanted, device=device | {name: strange})
     with pytest.raises(BundleError, match=f"device/{name} of the bundle is not what"):
         target.selftest(foreign, graph, trusted=False)
@@ -178,3 +179,10 @@ def test_through_a_port_the_engine_answers_by_itself(here: Path, graph: Artifact
         said = opened.selftest(here, graph, trusted=False)
         assert said.ok
         assert "its runner was not started" in said.detail
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e3])
+def test_an_engine_that_answers_nothing_does_not_pass(
+    here: Path, graph: Artifact, wanted: np.ndarray, wrong: float
+) -> None:
+    assert answered(here, graph, lambda *_: {"y": np.full_like(wanted[:1], wrong)}).ok is False

@@ -73,6 +73,12 @@ def _listed(value: object) -> object:
     return [each.strip() for each in value.split(",")] if isinstance(value, str) else value
 
 
+def _text_or_texts(value: object) -> object:
+    if isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)):
+        return value
+    raise ValueError("should be text or a list of texts")
+
+
 def _count_or_share(value: float) -> float:
     if value <= 0 or (value >= 1 and not value.is_integer()):
         raise ValueError("should be a share between 0 and 1 or a whole number of images")
@@ -92,6 +98,7 @@ CountOrShare = Annotated[float, BeforeValidator(_not_a_claim), AfterValidator(_c
 Integers = Annotated[tuple[Integer, ...], BeforeValidator(_listed)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(_listed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Addresses = Annotated[str | tuple[str, ...], BeforeValidator(_text_or_texts)]
 
 
 class Section(BaseModel):
@@ -349,7 +356,7 @@ class TargetConfig(Section):
 
     profile: str | None = None
     adapter: str | None = None
-    address: str | Names | None = None
+    address: Addresses | None = None
     arch: str | None = None
     precision: str | None = None
     channel_multiple: Count | None = None

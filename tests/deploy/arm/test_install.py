@@ -62,6 +62,7 @@ def test_the_server_is_put_in_its_place_and_started(board: Board) -> None:
         "opt/edgeprune/bin/edgeprune-board",
         "opt/edgeprune/lib/libtvm_runtime.so",
         "opt/edgeprune/lib/libtvm_ffi.so",
+        "opt/edgeprune/lib/libonnxruntime.so.1.31.1",
         "etc/systemd/system/edgeprune-board.service",
     }
     server = programs("aarch64") / "bin" / "edgeprune-board"

@@ -27,8 +27,24 @@ def test_what_is_built_already_is_found_at_once(arch: str) -> None:
     assert done.returncode == 0
     assert Path(done.stdout.strip()) == folder
     assert time.monotonic() - started < 10
-    held = {"bin/edgeprune-board", "bin/edgeprune-run", "count.so", "lib/libtvm_runtime.so", "lib/libtvm_ffi.so", "key"}
-    assert {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()} == held
+    libraries = {f"lib/lib{name}" for name in ("tvm_runtime.so", "tvm_ffi.so", "onnxruntime.so.1.31.1")}
+    held = {"bin/edgeprune-board", "bin/edgeprune-run", "count.so", "key", *libraries}
+    found = {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()}
+    assert {each for each in found if not each.startswith("root/")} == held
+
+
+def test_an_emulated_program_sees_an_arm_board_and_knows_that_it_is_none() -> None:
+    root = programs("aarch64") / "root"
+    assert "CPU part\t: 0xd08" in (root / "proc" / "cpuinfo").read_text()
+    assert (root / "proc" / "cpuinfo").read_text().endswith("emulated by qemu-user\n")
+    assert (root / "sys/devices/system/cpu/possible").read_text() == "0-3\n"
+    assert (root / "lib" / "ld-linux-aarch64.so.1").exists()
+
+
+def test_it_brings_the_onnxruntime_that_is_installed_with_edgeprune() -> None:
+    pins = (SETUP.parents[2] / "constraints.txt").read_text().splitlines()
+    (pinned,) = [each.partition("==")[2] for each in pins if each.startswith("onnxruntime==")]
+    assert f"\nONNXRUNTIME={pinned} " in SETUP.read_text()
 
 
 def test_it_is_of_this_version() -> None:
