@@ -35,7 +35,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.errors import CorruptArtifact, EdgepruneError, ProfileError, StorageFull
+from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, ProfileError, StorageFull
 
 from . import _serve  # noqa: TID251 a private part of the adapters
 from ._serve import RefusedError  # noqa: TID251
@@ -80,7 +80,12 @@ KINDS = {
 }
 """What the board calls a refusal → what it is for us, see `_worker.REFUSALS`."""
 
-BLAMED: Mapping[type[EdgepruneError], str] = {CorruptArtifact: "corrupt", ProfileError: "profile", StorageFull: "full"}
+BLAMED: Mapping[type[EdgepruneError], str] = {
+    CorruptArtifact: "corrupt",
+    DeviceLost: "machine",  # no memory left to compile in
+    ProfileError: "profile",
+    StorageFull: "full",
+}
 """Error of ours → what it is called between the processes; any other is the candidate's."""
 
 
