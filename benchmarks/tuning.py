@@ -89,7 +89,7 @@ def compared(name: str, folder: Path, trials: int, sessions: int) -> dict[str, A
 
 
 def records(folder: Path) -> dict[str, Any]:
-    """Return what was kept of every kernel, without the traces."""
+    """Return what was kept of every kernel and of the network, without the traces."""
     found = {}
     for path in sorted(folder.glob("*/*.json")):
         record = json.loads(path.read_bytes())["record"]
@@ -180,11 +180,13 @@ def main() -> None:
             found = records(folder / "edgeprune" / "tvm" / "tuning")
             own = {key: each for key, each in found.items() if key not in before}
             nets[net]["kernels"] = own
-            faster = sum(each["verdicts"][str(chosen.trials)]["trial"] is not None for each in own.values())
-            ratio = nets[net]["ratio"]
+            verdicts = {key: each["verdicts"][str(chosen.trials)] for key, each in own.items()}
+            [whole] = (each for key, each in verdicts.items() if key.startswith("graph-"))
+            faster = sum(each["trial"] is not None for key, each in verdicts.items() if key.startswith("k"))
+            ratio, taken = nets[net]["ratio"], "not " * (whole["trial"] is None) + "taken"
             print(
                 f"{net:12s} {ratio['p50']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] of our time; "
-                f"{faster} of {len(own)} kernels faster; {nets[net]['search_s']:.0f} s",
+                f"{faster} of {len(own) - 1} kernels faster, {taken}; {nets[net]['search_s']:.0f} s",
                 flush=True,
             )
     if chosen.out:

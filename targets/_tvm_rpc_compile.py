@@ -17,7 +17,7 @@ from ._tvm.cpus import Cpu, cpu_of  # noqa: TID251
 from ._tvm.engine import script_of, write_engine  # noqa: TID251
 from ._tvm.lower import lower  # noqa: TID251
 from ._tvm.program import Program  # noqa: TID251
-from ._tvm.tuning import Records, Search, tuned  # noqa: TID251
+from ._tvm.tuning import Records, Search, chosen  # noqa: TID251
 
 
 def compiled(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Path:
@@ -36,7 +36,7 @@ def compiled(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapp
     path = Path(model["path"])
     program, cpu = _lowered(model, settings)
     if tuning:
-        program = tuned(program, _records(settings, tuning), int(tuning["trials"]))
+        program = chosen(program, _records(settings, tuning), int(tuning["trials"]), model["sha256"])
     engine = Path(settings["engines"]) / _file_name(path, model["sha256"])
     kernels = KernelCache(folder=Path(settings["kernels"])).objects(program, cpu)
     write_engine(engine, script=script_of(program), constants=program.blob(), kernels=kernels, arch=settings["arch"])
@@ -51,7 +51,9 @@ def searched(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapp
         cpu=cpu,
         arch=settings["arch"],
         records=_records(settings, tuning),
+        graph=model["sha256"],
         trials=int(tuning["trials"]),
+        kernels=KernelCache(folder=Path(settings["kernels"])),
         folder=Path(settings["engines"]),
     )
 

@@ -2,6 +2,7 @@
 
 worker ── engine of a batch ───▶ board: each kernel in turn, and its answer     ── costs ──▶ worker, which keeps them
        ── engines of finalists ▶ board: one against ours in alternating blocks  ── ratios ─▶ worker
+       ── both whole networks ─▶ board: with all winners against ours           ── ratio ──▶ worker
 """
 
 import math
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.99
 """Of the interval that must lie below 1; two finalists of each of many kernels are compared."""
 
-SESSIONS, SESSION_MS, BLOCK_MS = (3, 6), 80.0, 4.0
+SESSIONS, BLOCK_MS = (3, 6), 4.0
+SESSION_MS = {"final": 80.0, "whole": 300.0}
+"""Of one kernel, and of a network."""
 
 AGREE = {"float32": 1e-5, "float16": 1e-2}
 """Share of the largest answer by which another schedule's may be off: sums are in the same order."""
@@ -61,9 +64,9 @@ def tune(graph: Artifact, request: Mapping[str, Any], tries: Tries, progress: Ca
     doing = f"tuning {graph.path.name}"
     task, _ = tries.ask(request, doing)
     while task["engines"]:
-        progress(float(task["share"]), f"kernel {task['kernel'][:8]}")
-        engines = [_artifact(each) for each in task["engines"]]
-        found = {"ratios": _ratios(engines, tries)} if task["final"] else _costs(engines[0], tries)
+        progress(float(task["share"]), "all kernels" if task["kind"] == "whole" else f"kernel {task['kernel'][:8]}")
+        engines, session_ms = [_artifact(each) for each in task["engines"]], SESSION_MS.get(task["kind"], 0.0)
+        found = {"ratios": _ratios(engines, tries, session_ms)} if session_ms else _costs(engines[0], tries)
         for each in engines:
             each.path.unlink(missing_ok=True)
         task, _ = tries.ask({**request, "told": {"kernel": task["kernel"], **found}}, doing)
@@ -74,7 +77,7 @@ def _artifact(engine: Mapping[str, Any]) -> Artifact:
     return Artifact(path=Path(engine["path"]), sha256=engine["sha256"], kind=ENGINE, inputs=())
 
 
-def _ratios(engines: Sequence[Artifact], tries: Tries) -> list[list[float]]:
+def _ratios(engines: Sequence[Artifact], tries: Tries, session_ms: float) -> list[list[float]]:
     """Return p50, low and high of the time of each engine after the first over that of the first."""
     ours, *others = engines
     few, many = SESSIONS
@@ -83,7 +86,7 @@ def _ratios(engines: Sequence[Artifact], tries: Tries) -> list[list[float]]:
         threshold=1.0,
         sessions_min=few,
         sessions_max=many,
-        session_ms=SESSION_MS,
+        session_ms=session_ms,
         block_ms=BLOCK_MS,
         confidence=CONFIDENCE,
     )

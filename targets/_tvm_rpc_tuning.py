@@ -29,7 +29,8 @@ class Tuning:
             return {"engines": []}
         engines = [{"path": str(each), "sha256": file_sha256(each)} for each in task.engines]
         share = task.done / task.total
-        return {"kernel": task.kernel, "engines": engines, "final": bool(task.finalists), "share": share}
+        kind = "whole" if task.whole else "final" if task.finalists else "batch"
+        return {"kernel": task.kernel, "engines": engines, "kind": kind, "share": share}
 
     def _keep(self, told: Mapping[str, Any]) -> None:
         task = self._task

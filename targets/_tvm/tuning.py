@@ -5,6 +5,8 @@
     record  FOLDER/k3f2a….json  ◀───────────────────────────────┘
        └── verdict of N trials: the trace that won a fresh comparison with ours, or none
 
+    record  FOLDER/graph-….json     whether all winners together make the network faster; if not, ours stay
+
 The space is our own schedule with other numbers in it (MetaSchedule's `ScheduleFn`), because its rules for CPUs start
 from loops that our kernels have already left behind. A schedule only changes in which order a kernel computes, so its
 arguments and the rest of the engine stay as they are.
@@ -22,9 +24,9 @@ from typing import Any
 from edgeprune.canonical import digest
 from edgeprune.errors import CompileError, StorageFull
 
-from .cache import object_of, write_whole
+from .cache import KernelCache, object_of, write_whole
 from .cpus import Cpu
-from .engine import Call, Region, Script, Slot, bytes_of, write_engine
+from .engine import Call, Region, Script, Slot, bytes_of, script_of, write_engine
 from .program import Kernel, Program
 from .schedule import UNROLLED_TAPS, Choice, Order, arrange
 from .tensorir import s_tir, tvm
@@ -147,6 +149,17 @@ def _record(facts: Mapping[str, Any]) -> Record:
         for amount, each in facts["verdicts"].items()
     }
     return Record(trials=tuple(trials), verdicts=verdicts)
+
+
+def graph_record(sha256: str) -> str:
+    """Return the name of the record that tells whether a graph is faster with the winners among its kernels."""
+    return f"graph-{sha256[:24]}"
+
+
+def chosen(program: Program, records: Records, trials: int, graph: str) -> Program:
+    """Return the program with its winners if the graph was seen to be faster with them, else as it is."""
+    verdict = records.read(graph_record(graph)).verdicts.get(trials)
+    return tuned(program, records, trials) if verdict and verdict.trial is not None else program
 
 
 def tuned(program: Program, records: Records, trials: int) -> Program:
@@ -284,6 +297,7 @@ class Task:
             `choices`; finalists are an engine each, after ours.
         trials: of a batch, waiting for their times; those that cannot be compiled have failed already.
         finalists: places in the record; empty: it is a batch.
+        whole: it is the network with all winners, after the one with none.
         done, total: kernels of the network whose search is over, and all of them.
     """
 
@@ -291,6 +305,7 @@ class Task:
     engines: tuple[Path, ...]
     trials: tuple[Trial, ...] = ()
     finalists: tuple[int, ...] = ()
+    whole: bool = False
     done: float
     total: int
 
@@ -304,7 +319,9 @@ class Search:
     """The search for one network: asks for one task after another, and keeps what it is told in the records.
 
     Attributes:
+        graph: SHA-256 of the network's ONNX file.
         trials: of each kernel.
+        kernels: where object code of whole networks is cached.
         folder: engines are written there; each takes the place of the one before.
     """
 
@@ -312,7 +329,9 @@ class Search:
     cpu: Cpu
     arch: str
     records: Records
+    graph: str
     trials: int
+    kernels: KernelCache
     folder: Path
 
     def next_task(self) -> Task | None:
@@ -325,7 +344,30 @@ class Search:
             if task is not None:
                 return task
             waiting = waiting[1:]
-        return None
+        return self._whole(len(names))
+
+    def _whole(self, total: int) -> Task | None:
+        """Return the comparison of the network with all winners with the one with none, None if it is known."""
+        name = graph_record(self.graph)
+        if self.trials in self.records.read(name).verdicts:
+            return None
+        best = tuned(self.program, self.records, self.trials)
+        if best.kernels.keys() == self.program.kernels.keys():
+            self._judge(name, Verdict(trial=None))
+            return None
+        engines = tuple(self._network(each) for each in (self.program, best))
+        return Task(kernel=name, engines=engines, finalists=(0,), whole=True, done=total - 0.1, total=total)
+
+    def _network(self, program: Program) -> Path:
+        path = self.folder / f"tuning-{digest(sorted(program.kernels))[:16]}.so"
+        write_engine(
+            path,
+            script=script_of(program),
+            constants=program.blob(),
+            kernels=self.kernels.objects(program, self.cpu),
+            arch=self.arch,
+        )
+        return path
 
     def _task(self, name: str, done: int, total: int) -> Task | None:
         kernel, record = self.program.kernels[name], self.records.read(name)

@@ -29,7 +29,7 @@ from edgeprune.intake.config import load_config
 from edgeprune.profile import Profile, load_profile
 from edgeprune.stages.prepare import Request
 from edgeprune.target import Tuner, open_target
-from edgeprune.targets._tvm.cache import library
+from edgeprune.targets._tvm.cache import KernelCache, library
 from edgeprune.targets._tvm.cpus import Cpu, cpu_of
 from edgeprune.targets._tvm.engine import read_engine
 from edgeprune.targets._tvm.host import OnHost
@@ -47,7 +47,9 @@ from edgeprune.targets._tvm.tuning import (
     Trial,
     Verdict,
     choices,
+    chosen,
     draw,
+    graph_record,
     traces,
     tuned,
     tuned_name,
@@ -57,6 +59,7 @@ from edgeprune.targets._tvm_rpc_tuning import Tuning
 from edgeprune.targets.tvm_rpc import TvmRpc
 from edgeprune.verify import verify
 
+GRAPH = "12" * 32
 TRIAL = Trial(choice=Choice(tile=Tile(blocks=2, pixels=4), order="yox"), trace="[]", ratio=0.75)
 
 
@@ -85,7 +88,9 @@ def search_for(program: Program, folder: Path, trials: int = 4, cpu: Cpu | None 
         cpu=cpu or host_cpu(),
         arch=HERE,
         records=Records(folder=folder / "records"),
+        graph=GRAPH,
         trials=trials,
+        kernels=KernelCache(folder=folder / "kernels"),
         folder=folder,
     )
 
@@ -245,8 +250,30 @@ def test_a_kernel_is_taken_only_if_the_whole_interval_is_faster(
     task = search.next_task()
     assert task is not None
     search.judged(task, ratios)
-    assert search.next_task() is None
     assert search.records.read(task.kernel).verdicts[2].trial == winner
+    last = search.next_task()
+    assert (last is None) == (winner is None)
+    assert last is None or last.whole
+
+
+@pytest.mark.parametrize(("ratio", "taken"), [((0.95, 0.93, 0.97), True), ((0.99, 0.97, 1.01), False)])
+def test_winners_are_used_only_where_the_whole_network_is_faster_with_them(
+    tmp_path: Path, ratio: tuple[float, float, float], taken: bool
+) -> None:
+    search = search_for(lower(product(), host_cpu()), tmp_path, trials=2)
+    search.tried(batch_of(search), {OURS: 10.0, "0": 8.0, "1": 9.0}, {})
+    final = search.next_task()
+    assert final is not None
+    search.judged(final, [(0.8, 0.7, 0.9), (0.9, 0.8, 1.0)])
+    whole = search.next_task()
+    assert whole is not None
+    assert whole.whole
+    assert [len(read_engine(each).script.calls) for each in whole.engines] == [len(search.program.steps)] * 2
+    assert chosen(search.program, search.records, 2, GRAPH) == search.program
+    search.judged(whole, [ratio])
+    assert search.next_task() is None
+    assert (chosen(search.program, search.records, 2, GRAPH) != search.program) is taken
+    assert chosen(search.program, search.records, 2, "34" * 32) == search.program
 
 
 def test_a_trial_that_cannot_be_compiled_is_noted_and_the_others_are_timed(
@@ -303,11 +330,12 @@ def test_a_deliberately_bad_schedule_is_improved_and_what_is_known_is_not_measur
     program = lower(conv(channels=64, side=16), host_cpu())
     name = heavy(program)
     bad = replace(program.kernels[name], plan=replace(program.kernels[name].plan, tile=Tile()))
-    search = search_for(replace(program, kernels={name: bad}), tmp_path)
+    search = search_for(replace(program, kernels={**program.kernels, name: bad}), tmp_path)
     tune(graph, {}, tries(board, search), ignore)
     verdict = search.records.read(name).verdicts[4]
     assert verdict.trial is not None
     assert verdict.ratio[verdict.trial][2] < 1
+    assert search.records.read(graph_record(GRAPH)).verdicts[4].trial == 0
     again = replace(tries(board, search), layers=never, run=never, timed=never)
     tune(graph, {}, again, ignore)
     assert search.records.read(name).verdicts == {4: verdict}
@@ -374,8 +402,8 @@ def test_a_board_lost_in_the_middle_is_lost_and_the_search_goes_on_where_it_was(
             shares: list[float] = []
             target.tune(graph, lambda share, _: shares.append(share))
             assert shares[0] > 0
-    done = {each.name: each.read_bytes() for each in tmp_path.rglob("tuning/*/*.json")}
-    assert len(done) > 1
+    assert len(list(tmp_path.rglob("tuning/*/k*.json"))) > 1
+    assert len(list(tmp_path.rglob("tuning/*/graph-*.json"))) == 1
 
 
 def after(calls: int, act: Callable[[], object]) -> Callable[[float, str], None]:
