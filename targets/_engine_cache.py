@@ -15,16 +15,25 @@ ADVICE = "set XDG_CACHE_HOME to a folder with room that you may write"
 def kept_in(*names: str) -> Path:
     """Return a folder of the user's cache, made if it is missing, that others may not read or write.
 
+    What lies there is run as it is, so it must be nobody else's; it may be the user's own link to a larger disk.
+
     Raises:
-        ProfileError: if it cannot be made.
+        ProfileError: if it cannot be made, or is another user's, or a link of theirs.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeprune"
     folder = root.joinpath(*names)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.lstat().st_uid == folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+            return folder
     except OSError as error:
         raise ProfileError(f"{folder} cannot be made", why=str(error), next_step=ADVICE) from error
-    return folder
+    raise ProfileError(
+        f"{folder} is another user's, or a link of theirs",
+        why="what others put there would be run with your rights",
+        next_step="set XDG_CACHE_HOME to a folder of your own",
+    )
 
 
 def written(path: Path, content: bytes) -> Path:

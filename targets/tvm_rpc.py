@@ -49,7 +49,8 @@ from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
 from edgeprune.target import Finding, Selftest, Target
 
-from ._tvm_rpc_board import ChildBoard, TcpBoard, cache_folder, emulator, programs  # noqa: TID251 private parts
+from ._engine_cache import kept_in  # noqa: TID251
+from ._tvm_rpc_board import ChildBoard, TcpBoard, emulator, programs  # noqa: TID251 private parts
 from ._tvm_rpc_bundle import ENGINE, GRAPH, answered, check_trust, shipped, with_onnxruntime  # noqa: TID251
 from ._tvm_rpc_options import board_of, options_of  # noqa: TID251
 from ._tvm_rpc_runtime import (  # noqa: TID251
@@ -112,6 +113,7 @@ class TvmRpc:
         self._profile = profile
         self._options = options_of(profile)
         self._board = board_of(profile, self._options)
+        kernels = kept_in("tvm")
         self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
         self._worker = WatchedWorker(
             "TVM",
@@ -121,7 +123,7 @@ class TvmRpc:
                 "cpu": self._options["cpu"],
                 "precision": profile.precision,
                 "engines": self._folder.name,
-                "kernels": str(cache_folder() / "tvm"),
+                "kernels": str(kernels),
             },
             limit_s=float(self._options["time_limit_s"]),
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
