@@ -89,14 +89,8 @@ def compared(name: str, folder: Path, trials: int, sessions: int) -> dict[str, A
 
 
 def records(folder: Path) -> dict[str, Any]:
-    """Return what was kept of every kernel and of the network, without the traces."""
-    found = {}
-    for path in sorted(folder.glob("*/*.json")):
-        record = json.loads(path.read_bytes())["record"]
-        for each in record["trials"]:
-            del each["trace"]
-        found[path.stem] = record
-    return found
+    """Return what was kept of every kernel and of the network."""
+    return {path.stem: json.loads(path.read_bytes())["record"] for path in sorted(folder.glob("*/*.json"))}
 
 
 def own_rules(nodes: Sequence[str], trials: int) -> dict[str, Any]:
@@ -181,12 +175,13 @@ def main() -> None:
             own = {key: each for key, each in found.items() if key not in before}
             nets[net]["kernels"] = own
             verdicts = {key: each["verdicts"][str(chosen.trials)] for key, each in own.items()}
-            [whole] = (each for key, each in verdicts.items() if key.startswith("graph-"))
+            taken = any(each["trial"] is not None for key, each in verdicts.items() if key.startswith("graph-"))
             faster = sum(each["trial"] is not None for key, each in verdicts.items() if key.startswith("k"))
-            ratio, taken = nets[net]["ratio"], "not " * (whole["trial"] is None) + "taken"
+            ratio, kernels = nets[net]["ratio"], sum(key.startswith("k") for key in own)
+            outcome = f"{faster} of {kernels} kernels faster, {'taken' if taken else 'not taken'}"
             print(
                 f"{net:12s} {ratio['p50']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] of our time; "
-                f"{faster} of {len(own) - 1} kernels faster, {taken}; {nets[net]['search_s']:.0f} s",
+                f"{outcome}; {nets[net]['search_s']:.0f} s",
                 flush=True,
             )
     if chosen.out:

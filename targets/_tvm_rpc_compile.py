@@ -17,7 +17,9 @@ from ._tvm.cpus import Cpu, cpu_of  # noqa: TID251
 from ._tvm.engine import script_of, write_engine  # noqa: TID251
 from ._tvm.lower import lower  # noqa: TID251
 from ._tvm.program import Program  # noqa: TID251
-from ._tvm.tuning import Records, Search, chosen  # noqa: TID251
+from ._tvm.records import Records  # noqa: TID251
+from ._tvm.tuning import Search  # noqa: TID251
+from ._tvm.winners import chosen  # noqa: TID251
 
 
 def compiled(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Path:
@@ -36,7 +38,7 @@ def compiled(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapp
     path = Path(model["path"])
     program, cpu = _lowered(model, settings)
     if tuning:
-        program = chosen(program, _records(settings, tuning), int(tuning["trials"]), model["sha256"])
+        program = chosen(program, cpu, _records(settings, tuning), int(tuning["trials"]), model["sha256"])
     engine = Path(settings["engines"]) / _file_name(path, model["sha256"])
     kernels = KernelCache(folder=Path(settings["kernels"])).objects(program, cpu)
     write_engine(engine, script=script_of(program), constants=program.blob(), kernels=kernels, arch=settings["arch"])

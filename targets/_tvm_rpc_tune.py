@@ -46,12 +46,14 @@ class Tries:
         layers: of an engine: layer → what it costs in one call.
         run: an engine's outputs for inputs.
         timed: sessions of an engine against another.
+        forget: of the board: engines, by their SHA-256.
     """
 
     ask: Callable[[Mapping[str, Any], str], tuple[Mapping[str, Any], Any]]
     layers: Callable[[Artifact], Mapping[str, float]]
     run: "Callable[[Artifact, Arrays], Arrays]"
     timed: Callable[[Artifact, Sampling], tuple[Any, Sequence[Session]]]
+    forget: Callable[[Sequence[str]], object]
 
 
 def tune(graph: Artifact, request: Mapping[str, Any], tries: Tries, progress: Callable[[float, str], None]) -> None:
@@ -64,12 +66,13 @@ def tune(graph: Artifact, request: Mapping[str, Any], tries: Tries, progress: Ca
     doing = f"tuning {graph.path.name}"
     task, _ = tries.ask(request, doing)
     while task["engines"]:
-        progress(float(task["share"]), "all kernels" if task["kind"] == "whole" else f"kernel {task['kernel'][:8]}")
+        progress(float(task["share"]), task["note"])
         engines, session_ms = [_artifact(each) for each in task["engines"]], SESSION_MS.get(task["kind"], 0.0)
         found = {"ratios": _ratios(engines, tries, session_ms)} if session_ms else _costs(engines[0], tries)
+        tries.forget([each.sha256 for each in engines])
         for each in engines:
             each.path.unlink(missing_ok=True)
-        task, _ = tries.ask({**request, "told": {"kernel": task["kernel"], **found}}, doing)
+        task, _ = tries.ask({**request, "told": {"record": task["record"], **found}}, doing)
     progress(1.0, "")
 
 

@@ -42,7 +42,7 @@ from ._serve import RefusedError  # noqa: TID251
 from ._tvm import engine as engines  # noqa: TID251
 
 if TYPE_CHECKING:
-    from ._tvm_rpc_tuning import Tuning  # noqa: TID251
+    from ._tvm_rpc_search import Tuning  # noqa: TID251
 
 PROTOCOL = 2
 """Of the functions of the board's server, see kProtocol in deploy/arm/desk.h."""
@@ -425,7 +425,7 @@ class Worker:
     def tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Keep what is told of the task before, and return the next one of the search for faster kernels of a graph."""
         from ._tvm_rpc_compile import searched  # noqa: TID251 brings all of TVM along
-        from ._tvm_rpc_tuning import Tuning  # noqa: TID251
+        from ._tvm_rpc_search import Tuning  # noqa: TID251
 
         if self._tuning is None or "told" not in request:
             self._tuning = Tuning(searched(request["model"], self._settings, request["tuning"]))

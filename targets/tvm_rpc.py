@@ -186,7 +186,7 @@ class TvmRpc:
             engine = replace(graph, kind=GRAPH)
             self._ask({"do": "check", "engine": self._sent(engine), "inputs": inputs}, doing)
             return engine
-        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph)}, doing)
+        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph), "tuning": self._tuning()}, doing)
         engine = Artifact.of(Path(reply["path"]), kind=ENGINE, inputs=graph.inputs)
         self._make_room(engine.path)
         return engine
@@ -195,13 +195,15 @@ class TvmRpc:
         """Look for faster kernels of `graph` on the board, as `edgeprune.target.Tuner` says."""
         tuning = self._tuning()
         if tuning and not (self._choice and self._choice.chosen == ONNXRUNTIME):
-            tries = Tries(ask=self._worker.ask, layers=self._layers, run=self.run, timed=self._timed)
+            tries = Tries(
+                ask=self._worker.ask, layers=self._layers, run=self.run, timed=self._timed, forget=self._facts
+            )
             tune(graph.check(), {"do": "tune", "model": _model(graph), "tuning": tuning}, tries, progress)
 
     def _tuning(self) -> dict[str, Any] | None:
         """Return what a search for faster kernels is told, None if there is to be none."""
         trials = self._options["tune"]
-        return {"trials": trials, "board": self._kind or _what(self._facts())} if trials else None
+        return {"trials": trials, "board": self._kind} if trials else None
 
     def _chosen(self, graph: Artifact) -> Choice:
         """Return the runtime that is faster for `graph`: as it was found before, or found now."""

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -168,9 +168,7 @@ def measure(
         from edgeprune.comparison import compare
         from edgeprune.progress import watch
 
-        boards = _boards(config, target)
-        if tune is not None:
-            boards = tuple(replace(each, options={**each.options, "tune": tune}) for each in boards)
+        boards = _boards(config, target, tune)
         with watch(quiet=quiet).stage("measure", total=max(1, len(models) - 1)) as stage:
             results = compare(
                 models,
@@ -198,6 +196,7 @@ def verify(
     trust_runner: Annotated[
         bool, typer.Option("--trust-runner", help="run a runner.py this edgeprune does not know")
     ] = False,
+    tune: TuneOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: every byte, the answers, the runner's self-test, and the latency measured again."""
@@ -209,7 +208,7 @@ def verify(
 
         with open_bundle(bundle) as whole:  # first: a device that cannot be had must not hide a changed file
             parent = whole.manifest.parent_sha256
-        boards = _boards(config, target) if target else _own_boards(bundle, config)
+        boards = _boards(config, target, tune) if target else _own_boards(bundle, config, tune)
         with open_boards(boards) as device:
             report = check(
                 bundle,
@@ -341,18 +340,24 @@ def _value(text: str) -> object:
         return text
 
 
-def _boards(config: Path | None, target: str) -> Any:
+def _boards(config: Path | None, target: str, tune: int | None = None) -> Any:
     """Return the profile of a target once for each board it lists."""
     from edgeprune.intake.config import load_devices
 
-    return load_devices(_found(config)).boards(target)
+    return _tuned(load_devices(_found(config)).boards(target), tune)
 
 
-def _own_boards(bundle: Path, config: Path | None) -> Any:
+def _tuned(profiles: Iterable[Any], tune: int | None) -> tuple[Any, ...]:
+    """Return the profiles with the option that ``--tune`` stands for."""
+    more = {} if tune is None else {"tune": tune}
+    return tuple(replace(each, options={**each.options, **more}) for each in profiles)
+
+
+def _own_boards(bundle: Path, config: Path | None, tune: int | None) -> Any:
     """Return the boards of the target that a bundle was made for: all that are listed under that name here."""
     from edgeprune.verify import own_profile
 
-    known = _profiles(config)
+    known = _tuned(_profiles(config), tune)
     profile = own_profile(bundle, known)
     same = {each.address: each for each in known if (each.name, each.digest) == (profile.name, profile.digest)}
     return tuple(each for address, each in same.items() if address or len(same) == 1)

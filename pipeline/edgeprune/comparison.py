@@ -102,7 +102,7 @@ def compare(
     report = progress or _silent
     graphs = [read_graph(path) for path in paths]
     with open_boards(boards) as target:
-        reference, *others = [_engine(target, each) for each in graphs]
+        reference, *others = [_engine(target, each, report) for each in graphs]
         candidates = others or [reference]
         sampling = _sampling(reference, seconds, confidence, seed)
         results = []
@@ -114,9 +114,9 @@ def compare(
     return results
 
 
-def _engine(target: Target, graph: Artifact) -> Artifact:
+def _engine(target: Target, graph: Artifact, report: Progress) -> Artifact:
     if isinstance(target, Tuner):
-        target.tune(graph, lambda _share, _note: None)
+        target.tune(graph, lambda share, note: report(f"{graph.path.name}, tuning {share:.0%}, {note}", 0, 1))
     return target.compile(graph)
 
 

@@ -8,7 +8,7 @@ A stage is recognised by its name: `sum` is the contraction or window, `out` the
 before them.
 
 A tuned kernel carries the trace of another schedule, which takes the place of this one, and a name of its own, by which
-object code is cached; see `tuning`.
+object code is cached; see `winners`.
 """
 
 import json

@@ -20,7 +20,7 @@ class Tuning:
         """Keep what was told of the task before, and return the next: {"engines": []} if there is none.
 
         Args:
-            told: "kernel", and either "costs" and "wrong", or "ratios"; None: nothing was measured yet.
+            told: "record", and either "costs" and "wrong", or "ratios"; None: nothing was measured yet.
         """
         if told is not None:
             self._keep(told)
@@ -28,15 +28,19 @@ class Tuning:
         if task is None:
             return {"engines": []}
         engines = [{"path": str(each), "sha256": file_sha256(each)} for each in task.engines]
-        share = task.done / task.total
         kind = "whole" if task.whole else "final" if task.finalists else "batch"
-        return {"kernel": task.kernel, "engines": engines, "kind": kind, "share": share}
+        return {"record": task.record, "engines": engines, "kind": kind, "share": task.share, "note": _note(task)}
 
     def _keep(self, told: Mapping[str, Any]) -> None:
         task = self._task
-        if task is None or task.kernel != told["kernel"]:
+        if task is None or task.record != told["record"]:
             raise RefusedError("the search does not know what it was told of", "lost")
         if task.finalists:
             self._search.judged(task, [(p50, low, high) for p50, low, high in told["ratios"]])
         else:
             self._search.tried(task, told["costs"], told["wrong"])
+
+
+def _note(task: Task) -> str:
+    what = "all kernels together" if task.whole else f"kernel {task.record[:8]}"
+    return f"{what}: its record is damaged, so once more" if task.again else what
