@@ -132,7 +132,7 @@ def deploy(
             "search.seed": seed,
         }
         names = target or ["host"]
-        options = {each: {"tune": tune} for each in names if tune is not None}
+        options = {each: {"tune": tune or None} for each in names if tune is not None}
         loaded, progress = _config(config, settings, overrides, options), watch(quiet=quiet)
         with _Stop() as stop:
             requests = [
@@ -348,9 +348,14 @@ def _boards(config: Path | None, target: str, tune: int | None = None) -> Any:
 
 
 def _tuned(profiles: Iterable[Any], tune: int | None) -> tuple[Any, ...]:
-    """Return the profiles with the option that ``--tune`` stands for."""
-    more = {} if tune is None else {"tune": tune}
-    return tuple(replace(each, options={**each.options, **more}) for each in profiles)
+    """Return the profiles with the option that ``--tune`` stands for, without it for 0."""
+    if tune is None:
+        return tuple(profiles)
+    option = {"tune": tune} if tune else {}
+    return tuple(
+        replace(each, options={**{name: value for name, value in each.options.items() if name != "tune"}, **option})
+        for each in profiles
+    )
 
 
 def _own_boards(bundle: Path, config: Path | None, tune: int | None) -> Any:

@@ -497,7 +497,7 @@ def load_config(
         path: of a TOML file.
         overrides: dotted name → value, for example {"budget.latency": "8ms"}; text is read as the setting wants it,
             None is passed over.
-        options: name of a target → options of its adapter, on top of those in the file.
+        options: name of a target → options of its adapter, on top of those in the file; None takes one away.
 
     Raises:
         ConfigError: naming every setting that is missing, unknown or out of range.
@@ -545,14 +545,19 @@ def _put(tree: dict[str, Any], name: str, value: object) -> None:
 
 
 def _put_options(tree: dict[str, Any], target: str, options: Mapping[str, object]) -> None:
-    """Set options of a target, whose name may hold dots; a table that is none is complained of later."""
+    """Set options of a target, whose name may hold dots, and take away those that are None.
+
+    A table that is none is complained of later.
+    """
     table: object = tree
     for name in ("targets", target, "options"):
         if not isinstance(table, dict):
             return
         table = table.setdefault(name, {})
     if isinstance(table, dict):
-        table.update(options)
+        table |= options
+        for name in [each for each, value in table.items() if value is None]:
+            del table[name]
 
 
 def _exactly_one(section: Section, *names: str) -> None:
