@@ -13,6 +13,7 @@
     time_limit_s = 120      # of one request, beyond the sampling it is asked for
     busy_wait_s = 10        # for a board that somebody else holds
     cooldown_limit_s = 600  # for a board that is hotter than cooldown_c
+    tune = 0                # trials of a search for a faster schedule of each kernel, see docs/tuning.md
     slow_limit = 1.3        # the sentinel this much slower than before: the measurement is refused as Unstable
 
     # edgeprune.toml
@@ -62,6 +63,7 @@ from ._tvm_rpc_runtime import (  # noqa: TID251
     choice_from,
     note_of,
 )
+from ._tvm_rpc_tune import Tries, tune  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
 from ._yardstick import Yardstick  # noqa: TID251
 
@@ -126,6 +128,7 @@ class TvmRpc:
             limit_s=float(self._options["time_limit_s"]),
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._kind = ""
         self._sentinels: dict[str, Calls] = {}
         self._choice: Choice | None = None
         self._graphs: dict[str, Artifact] = {}
@@ -183,10 +186,24 @@ class TvmRpc:
             engine = replace(graph, kind=GRAPH)
             self._ask({"do": "check", "engine": self._sent(engine), "inputs": inputs}, doing)
             return engine
-        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph)}, doing)
+        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph), "tuning": self._tuning()}, doing)
         engine = Artifact.of(Path(reply["path"]), kind=ENGINE, inputs=graph.inputs)
         self._make_room(engine.path)
         return engine
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        """Look for faster kernels of `graph` on the board, as `edgeprune.target.Tuner` says."""
+        tuning = self._tuning()
+        if tuning and not (self._choice and self._choice.chosen == ONNXRUNTIME):
+            tries = Tries(
+                ask=self._worker.ask, layers=self._layers, run=self.run, timed=self._timed, forget=self._facts
+            )
+            tune(graph.check(), {"do": "tune", "model": _model(graph), "tuning": tuning}, tries, progress)
+
+    def _tuning(self) -> dict[str, Any] | None:
+        """Return what a search for faster kernels is told, None if there is to be none."""
+        trials = self._options["tune"]
+        return {"trials": trials, "board": self._kind} if trials else None
 
     def _chosen(self, graph: Artifact) -> Choice:
         """Return the runtime that is faster for `graph`: as it was found before, or found now."""
@@ -410,6 +427,7 @@ class TvmRpc:
     def _facts(self, forget: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return what the board says of itself, once that fits the profile."""
         facts, _ = self._ask({"do": "facts", "forget": list(forget)}, "asking the board what it is")
+        self._kind = _what(facts)
         if facts.get("machine") != self._profile.arch:
             raise ProfileError(
                 f"the board is {facts.get('machine')!r}, profile {self._profile.name!r} is for {self._profile.arch}",

@@ -251,6 +251,8 @@ def test_the_version_is_said(edgeprune: Command, tmp_path: Path) -> None:
         ["nope"],
         ["verify"],
         ["measure", "--seconds", "0", "a.onnx"],
+        ["measure", "--tune", "-1", "a.onnx"],
+        ["deploy", "--tune", "some"],
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(edgeprune: Command, tmp_path: Path, arguments: list[str]) -> None:

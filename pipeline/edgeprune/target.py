@@ -7,7 +7,7 @@ An adapter is a module `edgeprune.targets.<adapter>` (or an entry point of group
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -95,6 +95,26 @@ class Packager(Protocol):
         Raises:
             BundleError: if the bundle holds such code and it is not trusted.
             DeviceLost: if the device is gone.
+        """
+        ...
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """What a target offers beside `Target` if it can look for faster kernels of a graph."""
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        """Make `compile` return the fastest engine that a search found; nothing changes if the profile asks for none.
+
+        What was tried is kept: a search that was ended goes on where it was.
+
+        Args:
+            graph: an ONNX graph.
+            progress: told which share of the search is done, from 0 to 1, and a word on it.
+
+        Raises:
+            CompileError: if the runtime refuses the graph.
+            DeviceLost, DeviceBusy: if the device is gone.
         """
         ...
 

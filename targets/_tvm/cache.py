@@ -72,7 +72,7 @@ class KernelCache:
         digest = hashlib.sha256(content).hexdigest().encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, digest + b"\n" + content)
+            write_whole(path, digest + b"\n" + content)
             self._shrink(keep=path)
         except OSError as error:
             raise StorageFull(
@@ -111,7 +111,7 @@ def _read(path: Path) -> bytes | None:
     return content
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:

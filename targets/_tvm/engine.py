@@ -115,7 +115,7 @@ def script_of(program: "Program") -> Script:
     for buffer in program.buffers:
         place = {"constant": 0, "arena": 1}.get(buffer.space, len(regions))
         if place == len(regions):  # each input and each output is a memory of its own
-            regions.append(Region(kind=buffer.space, size=_bytes_of(buffer.dtype, buffer.shape)))
+            regions.append(Region(kind=buffer.space, size=bytes_of(buffer.dtype, buffer.shape)))
         slots.append(Slot(region=place, offset=buffer.offset, dtype=buffer.dtype, shape=tuple(buffer.shape)))
     return Script(
         regions=tuple(regions),
@@ -126,7 +126,8 @@ def script_of(program: "Program") -> Script:
     )
 
 
-def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
+def bytes_of(dtype: str, shape: Sequence[int]) -> int:
+    """Return the bytes of a dense tensor."""
     return BYTES[dtype] * math.prod(shape)
 
 
