@@ -58,7 +58,7 @@ class Rig:
 def problem(*, limit: float = 0.5, trials: int = 6) -> Problem:
     """Return the search problem; every layer's share is its share of the formula."""
     made = families.prepared(FAMILY)
-    importance = unit_importance(made.net, made.structure, "magnitude", ())
+    importance = unit_importance(made.net, made.structure, "group-norm")
     full = {group.name: group.width for group in made.structure.space.groups}
     work = {layer.name: layer.macs(full, full, multiple=4) for layer in made.structure.layers}
     return Problem(

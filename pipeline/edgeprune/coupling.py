@@ -27,7 +27,8 @@ Axis = tuple[str, Side]
 """A layer's module path and one of its channel axes."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PER_CHANNEL = (*BATCH_NORMS, nn.PReLU)
 CUTTABLE = (*CONVOLUTIONS, nn.Linear, *PER_CHANNEL)
 
 

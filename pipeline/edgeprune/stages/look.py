@@ -47,9 +47,10 @@ def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
     """Return group → importance of its units: computed once a run, for another number of threads rounds otherwise."""
     known = prepared.ledger.fact(prepared.run, "importance")
     if known is None:
-        batches = prepared.splits.calibration.batches(CALIBRATION_BATCH)
-        rule = prepared.config.search.importance
-        seen = unit_importance(prepared.model.module, prepared.structure, rule, batches)
+        search = prepared.config.search
+        batches = None if search.data_free else prepared.splits.calibration.batches(CALIBRATION_BATCH)
+        module, structure = prepared.model.module, prepared.structure
+        seen = unit_importance(module, structure, search.importance, batches, seed=search.seed)
         known = {name: [float(each) for each in units] for name, units in seen.items()}
         prepared.ledger.record(prepared.run, "importance", known)
     return {name: tuple(units) for name, units in known.items()}

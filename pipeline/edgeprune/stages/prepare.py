@@ -20,6 +20,7 @@ from edgeprune.durable import storage_errors
 from edgeprune.errors import DataError, LedgerError, NothingFits
 from edgeprune.evaluate import write_graph
 from edgeprune.export import export
+from edgeprune.importance import check_needs
 from edgeprune.intake.config import Config, SearchConfig
 from edgeprune.intake.data import Splits, load_data
 from edgeprune.intake.data_free import DataFree
@@ -125,6 +126,8 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
     with progress.stage("find channel groups"):
         structure = find_structure(config, profile, model.module, example, graph)
+        looks = not config.search.data_free
+        check_needs(config.search.importance, model.module, structure, images=looks, labels=looks)
     return Prepared(
         request=request,
         boards=boards,

@@ -1,0 +1,27 @@
+"""A module held still while it is looked at: in eval mode, and as it was afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def held(module: nn.Module, *, trainable: bool) -> Iterator[None]:
+    """Keep a module in eval mode, its parameters with or without gradients; afterwards every flag is as it was.
+
+    Args:
+        module: gradients that its parameters have already are neither read nor written.
+        trainable: whether parameters require gradients during the block.
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    flags = [(each, each.requires_grad) for each in module.parameters()]
+    module.eval()
+    module.requires_grad_(trainable)
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
