@@ -38,7 +38,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
@@ -46,6 +45,7 @@ from edgeprune.errors import CompileError, CorruptArtifact, DeviceLost, Edgeprun
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
+from edgeprune.scratch import Scratch
 from edgeprune.target import Finding, Selftest, Target
 
 from ._engine_cache import kept_in  # noqa: TID251
@@ -112,7 +112,7 @@ class TvmRpc:
         self._options = options_of(profile)
         self._board = board_of(profile, self._options)
         kernels = kept_in("tvm")
-        self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
+        self._folder = Scratch("engines")
         self._worker = WatchedWorker(
             "TVM",
             "_tvm_rpc_worker",
@@ -120,7 +120,7 @@ class TvmRpc:
                 "arch": profile.arch,
                 "cpu": self._options["cpu"],
                 "precision": profile.precision,
-                "engines": self._folder.name,
+                "engines": str(self._folder.path),
                 "kernels": str(kernels),
             },
             limit_s=float(self._options["time_limit_s"]),
@@ -159,7 +159,7 @@ class TvmRpc:
         """Give the board back, and end what runs here."""
         self._worker.close()
         self._board.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     def compile(self, graph: Artifact) -> Artifact:
         """Return the engine for an ONNX graph: made on this machine by TVM, or the graph itself for ONNX Runtime.
@@ -452,7 +452,7 @@ class TvmRpc:
 
     def _make_room(self, newest: Path) -> None:
         """Remove the engines that were used longest ago where there are too many of them."""
-        engines = sorted(Path(self._folder.name).glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
+        engines = sorted(self._folder.path.glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
         excess = sum(each.stat().st_size for each in engines) - ENGINES_KEPT
         for each in engines:
             if excess > 0 and each != newest:
