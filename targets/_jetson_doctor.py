@@ -36,8 +36,7 @@ def _note(subject: str, found: str, mend: str = "") -> Finding:
 
 
 def _problem(subject: str, error: EdgepruneError) -> Finding:
-    found = f"{error.what}: {error.why}" if error.why else error.what
-    return Finding(subject=subject, severity="problem", found=found, mend=error.next_step)
+    return Finding.of_error(subject, error)
 
 
 def _examine_board(profile: Profile, options: Mapping[str, Any], ssh: _ssh.Ssh) -> list[Finding]:

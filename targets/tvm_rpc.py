@@ -572,19 +572,19 @@ def examine(profile: Profile) -> list[Finding]:
     findings = [_runtime()]
     try:
         options = options_of(profile)
+        board_of(profile, options)  # says if the profile names none
         findings += [_linker(profile.arch), *_own_programs(profile, options)]
         if any(each.severity == "problem" for each in findings):
             return findings
         return [*findings, *_board_findings(profile)]
     except EdgepruneError as error:
-        found = f"{error.what}: {error.why}" if error.why else error.what
-        mend = error.next_step or "change the profile, or its table in edgeprune.toml"
-        return [*findings, Finding(subject="board", severity="problem", found=found, mend=mend)]
+        mend = "change the profile, or its table in edgeprune.toml"
+        return [*findings, Finding.of_error("board", error, mend=mend)]
 
 
 def _runtime() -> Finding:
     if any(importlib.util.find_spec(each) is None for each in PACKAGES):
-        return Finding(subject="tvm", severity="problem", found="not installed", mend="pip install 'edgeprune[tvm]'")
+        return Finding.not_installed("tvm", "pip install 'edgeprune[tvm]'")
     return Finding(subject="tvm", severity="ok", found=version("apache-tvm"))
 
 
@@ -593,7 +593,7 @@ def _linker(arch: str) -> Finding:
     found = next((path for each in wanted if (path := shutil.which(each))), None)
     if found is None:
         mend = f"sudo apt-get install binutils-{arch.replace('_', '-')}-linux-gnu"
-        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend)
+        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend, blame="user")
     return Finding(subject="linker", severity="ok", found=found)
 
 
