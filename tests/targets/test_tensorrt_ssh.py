@@ -478,6 +478,53 @@ def test_a_busy_board_is_said_to_be_busy_and_by_whom(board: ReplayBoard) -> None
         pass
 
 
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "pipe", "folder"])
+def test_a_lock_that_is_no_plain_file_of_its_own_is_refused_and_nothing_is_written_through_it(
+    board: ReplayBoard, tmp_path: Path, kind: str
+) -> None:
+    lock, precious = board.root / "run/lock/edgeprune.lock", tmp_path / "precious"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.unlink(missing_ok=True)
+    if kind != "link to nothing":
+        precious.write_text("mine")
+    make = {
+        "link": lambda: lock.symlink_to(precious),
+        "link to nothing": lambda: lock.symlink_to(precious),
+        "second name": lambda: lock.hardlink_to(precious),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(DeviceLost, match="cannot be locked") as caught, open_target(board.profile()):
+        pass
+    assert "is no plain file of its own" in caught.value.why
+    assert str(lock) in caught.value.next_step
+    (finding,) = [each for each in examine_target(board.profile()) if each.subject == "lock"]
+    assert (finding.severity, str(lock) in finding.mend) == ("problem", True)
+    assert precious.exists() == (kind != "link to nothing")
+    assert kind == "link to nothing" or precious.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user's file takes root to make: sudo make test")
+def test_a_lock_that_another_user_made_is_shared_with_them(board: ReplayBoard) -> None:
+    lock = board.root / "run/lock/edgeprune.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    os.chown(lock, 12345, 12345)
+    lock.chmod(0o666)
+    with open_target(board.profile()):
+        assert f"process {os.getpid()}" in lock.read_text()
+        assert subprocess.run(["flock", "-n", lock, "true"], check=False).returncode == 1
+    assert lock.stat().st_uid == 12345
+
+
+def test_a_new_lock_may_be_taken_by_every_user_of_the_board(board: ReplayBoard) -> None:
+    lock = board.root / "run/lock/edgeprune.lock"
+    lock.unlink(missing_ok=True)
+    with open_target(board.profile()):
+        assert lock.stat().st_mode & 0o777 == 0o666
+
+
 def test_a_gpu_that_somebody_uses_without_the_lock_is_busy(board: ReplayBoard) -> None:
     board.write("sys/class/devfreq/17000000.gpu/device/load", "613\n")
     with pytest.raises(DeviceBusy, match=r"61\.3 % busy"), open_target(board.profile()):
