@@ -172,6 +172,7 @@ class TensorrtSsh:
             pin_clocks=bool(self._options["pin_clocks"]),
             store=f"{board.cache}/clocks",
         )
+        store.sweep()
         return _Open(ssh=ssh, lease=lease, board=board, tool=tool, store=store, pinned_by_us=pinned, engines={})
 
     def _look(self, ssh: _ssh.Ssh) -> _jetson_board.Board:

@@ -1,5 +1,6 @@
 """A Jetson over ssh, driven against a real OpenSSH server and the replay of its programs."""
 
+import fcntl
 import json
 import os
 import re
@@ -367,6 +368,19 @@ def test_a_link_cut_in_the_middle_is_a_lost_device_and_nothing_runs_on(
     board: ReplayBoard, net: Artifact, tmp_path: Path
 ) -> None:
     lose_while_timing(board, net, tmp_path, board.sshd.cut)
+    assert list((board.cache / "jobs").iterdir()) == []
+
+
+def test_a_running_job_holds_its_folder_until_it_is_dead(board: ReplayBoard, net: Artifact, tmp_path: Path) -> None:
+    held = []
+
+    def look_then_cut() -> None:
+        (folder,) = (board.cache / "jobs").iterdir()
+        held.append(subprocess.run(["flock", "-n", folder, "true"], check=False).returncode)
+        board.sshd.cut()
+
+    lose_while_timing(board, net, tmp_path, look_then_cut)
+    assert held == [1]
 
 
 def test_a_board_that_freezes_in_the_middle_is_a_lost_device(board: ReplayBoard, net: Artifact, tmp_path: Path) -> None:
@@ -551,6 +565,31 @@ def test_a_killed_host_frees_the_board_and_puts_its_clocks_back(board: ReplayBoa
         host.kill()
     assert_deserted(board)
     assert (board.root / "sys/class/devfreq/17000000.gpu/min_freq").read_text() == "306000000\n"
+
+
+def test_the_folders_of_dead_jobs_are_swept_once_the_board_is_ours(board: ReplayBoard) -> None:
+    jobs, precious = board.cache / "jobs", board.root / "precious"
+    for name in ("dead", "alive"):
+        (jobs / name).mkdir(parents=True)
+        (jobs / name / "engine.part").write_text("part of one")
+    precious.mkdir(parents=True)
+    (jobs / "link").symlink_to(precious)
+    job = os.open(jobs / "alive", os.O_RDONLY)
+    fcntl.flock(job, fcntl.LOCK_EX)
+    with open_target(board.profile()):
+        assert {each.name for each in jobs.iterdir()} == {"alive", "link"}
+    os.close(job)
+    with open_target(board.profile()):
+        assert {each.name for each in jobs.iterdir()} == {"link"}
+    assert precious.is_dir()
+
+
+def test_nothing_is_swept_while_somebody_else_has_the_board(board: ReplayBoard) -> None:
+    with open_target(board.profile()):
+        (board.cache / "jobs" / "theirs").mkdir()
+        with pytest.raises(DeviceBusy), open_target(board.profile()):
+            pass
+        assert (board.cache / "jobs" / "theirs").is_dir()
 
 
 def test_a_changed_host_key_is_the_users_turn(board: ReplayBoard) -> None:
