@@ -6,7 +6,7 @@ from typing import Any
 from edgeprune.errors import ProfileError
 from edgeprune.profile import Profile
 
-from . import _ssh  # noqa: TID251 private parts of this adapter
+from . import _ssh, _ssh_address  # noqa: TID251 private parts of this adapter
 from ._tvm_rpc_board import BOARD_PORT, Board, ChildBoard, SshBoard, TcpBoard, tcp_port  # noqa: TID251
 from ._tvm_rpc_runtime import AUTO, ONNXRUNTIME, TVM  # noqa: TID251
 from ._yardstick import SLOW_LIMIT  # noqa: TID251
@@ -105,8 +105,4 @@ def board_of(profile: Profile, options: Mapping[str, Any]) -> Board:
         return ChildBoard(profile.arch, options["cpu"])
     if options["board"] == "local":
         return ChildBoard(profile.arch, None)
-    raise ProfileError(
-        f"target {profile.name!r} has no address",
-        why="this profile is of a board of its own",
-        next_step=f'put into edgeprune.toml, below [targets.{profile.name}]: address = "ssh://user@board"',
-    )
+    raise _ssh_address.missing(profile.name, "this profile is of a board of its own", "ssh://me@pi.local")

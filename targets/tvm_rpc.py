@@ -39,7 +39,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
@@ -47,6 +46,7 @@ from edgeprune.errors import CompileError, CorruptArtifact, DeviceLost, Edgeprun
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
+from edgeprune.scratch import Scratch
 from edgeprune.target import Finding, Selftest, Target
 
 from ._engine_cache import kept_in  # noqa: TID251
@@ -114,7 +114,7 @@ class TvmRpc:
         self._options = options_of(profile)
         self._board = board_of(profile, self._options)
         kernels = kept_in("tvm")
-        self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
+        self._folder = Scratch("engines")
         self._worker = WatchedWorker(
             "TVM",
             "_tvm_rpc_worker",
@@ -122,7 +122,7 @@ class TvmRpc:
                 "arch": profile.arch,
                 "cpu": self._options["cpu"],
                 "precision": profile.precision,
-                "engines": self._folder.name,
+                "engines": str(self._folder.path),
                 "kernels": str(kernels),
             },
             limit_s=float(self._options["time_limit_s"]),
@@ -162,7 +162,7 @@ class TvmRpc:
         """Give the board back, and end what runs here."""
         self._worker.close()
         self._board.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     def compile(self, graph: Artifact) -> Artifact:
         """Return the engine for an ONNX graph: made on this machine by TVM, or the graph itself for ONNX Runtime.
@@ -470,7 +470,7 @@ class TvmRpc:
 
     def _make_room(self, newest: Path) -> None:
         """Remove the engines that were used longest ago where there are too many of them."""
-        engines = sorted(Path(self._folder.name).glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
+        engines = sorted(self._folder.path.glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
         excess = sum(each.stat().st_size for each in engines) - ENGINES_KEPT
         for each in engines:
             if excess > 0 and each != newest:
@@ -590,19 +590,19 @@ def examine(profile: Profile) -> list[Finding]:
     findings = [_runtime()]
     try:
         options = options_of(profile)
+        board_of(profile, options)  # says if the profile names none
         findings += [_linker(profile.arch), *_own_programs(profile, options)]
         if any(each.severity == "problem" for each in findings):
             return findings
         return [*findings, *_board_findings(profile)]
     except EdgepruneError as error:
-        found = f"{error.what}: {error.why}" if error.why else error.what
-        mend = error.next_step or "change the profile, or its table in edgeprune.toml"
-        return [*findings, Finding(subject="board", severity="problem", found=found, mend=mend)]
+        mend = "change the profile, or its table in edgeprune.toml"
+        return [*findings, Finding.of_error("board", error, mend=mend)]
 
 
 def _runtime() -> Finding:
     if any(importlib.util.find_spec(each) is None for each in PACKAGES):
-        return Finding(subject="tvm", severity="problem", found="not installed", mend="pip install 'edgeprune[tvm]'")
+        return Finding.not_installed("tvm", "pip install 'edgeprune[tvm]'")
     return Finding(subject="tvm", severity="ok", found=version("apache-tvm"))
 
 
@@ -611,7 +611,7 @@ def _linker(arch: str) -> Finding:
     found = next((path for each in wanted if (path := shutil.which(each))), None)
     if found is None:
         mend = f"sudo apt-get install binutils-{arch.replace('_', '-')}-linux-gnu"
-        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend)
+        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend, blame="user")
     return Finding(subject="linker", severity="ok", found=found)
 
 

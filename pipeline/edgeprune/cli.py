@@ -275,11 +275,10 @@ def doctor(
     """Say what is missing on this machine and on a target, and the command that mends it."""
 
     def act() -> tuple[Json, int]:
-        from edgeprune.inspection import examine
+        from edgeprune.inspection import examine, exit_code
 
         findings = examine(_boards(config, target))
-        problems = any(each["severity"] == "problem" for each in findings)
-        return {"target": target, "findings": findings}, 3 if problems else 0
+        return {"target": target, "findings": findings}, exit_code(findings)
 
     _run("doctor", act, as_json, _print_findings)
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from edgeprune.artifact import Artifact
-from edgeprune.errors import ProfileError
+from edgeprune.errors import EdgepruneError, LabError, ProfileError, UserError
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.profile import Profile
 
@@ -125,12 +125,35 @@ class Finding:
 
     Attributes:
         severity: "ok", "note" (worth knowing) or "problem" (the target does not work until it is mended).
+        blame: of a problem: "user" if the request, its settings or what is installed is wrong, else "lab".
     """
 
     subject: str
     severity: str
     found: str
     mend: str = ""
+    blame: str = ""
+
+    def __post_init__(self) -> None:
+        """Blame the device or the machine for a problem that nobody else is blamed for."""
+        if self.severity == "problem" and not self.blame:
+            object.__setattr__(self, "blame", LabError.blame)
+
+    @classmethod
+    def not_installed(cls, package: str, command: str) -> "Finding":
+        """Return that a package is missing here, and the command that installs it."""
+        return cls(subject=package, severity="problem", found="not installed", mend=command, blame=UserError.blame)
+
+    @classmethod
+    def of_error(cls, subject: str, error: EdgepruneError, *, mend: str = "") -> "Finding":
+        """Return the problem that an error tells of, which whoever opens the target would meet.
+
+        Args:
+            mend: what to do if the error does not say.
+        """
+        found = f"{error.what}: {error.why}" if error.why else error.what
+        blame = UserError.blame if isinstance(error, UserError) else LabError.blame
+        return cls(subject=subject, severity="problem", found=found, mend=error.next_step or mend, blame=blame)
 
 
 def load_adapter(name: str) -> ModuleType:

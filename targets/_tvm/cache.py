@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import CompileError, DeviceLost, EdgepruneError, StorageFull
+from edgeprune.scratch import Scratch
 
 from .cpus import Cpu
 from .program import Kernel, Program
@@ -132,8 +133,8 @@ def object_of(name: str, kernel: Kernel, cpu: Cpu) -> bytes:
         StorageFull: if there is no room for a temporary file.
     """
     try:
-        with COMPILING, tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.o"
+        with COMPILING, Scratch("kernel") as folder:
+            path = folder / "kernel.o"
             library(name, kernel, cpu).write_to_file(str(path), "o")
             return path.read_bytes()
     except (MemoryError, OSError, RuntimeError, ValueError, TypeError) as error:  # tvm's own errors derive from these

@@ -16,11 +16,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from edgeprune.errors import CompileError, CorruptArtifact, EdgepruneError, ProfileError
+from edgeprune.scratch import Scratch
 
 if TYPE_CHECKING:
     from .program import Program
@@ -176,8 +176,7 @@ def write_engine(path: Path, *, script: Script, constants: bytes, kernels: Mappi
         ProfileError: if this machine has no linker for `arch`.
     """
     assembler, linker = (_tool(name, arch) for name in ("as", "ld"))
-    with TemporaryDirectory(prefix="edgeprune-link-") as folder:
-        here = Path(folder)
+    with Scratch("link") as here:
         (here / "constants").write_bytes(constants)
         (here / "program").write_text(script.text(), encoding="ascii")
         (here / "parts.s").write_text(_PARTS, encoding="ascii")

@@ -17,7 +17,6 @@ from edgeprune.stages.prepare import Prepared
 from edgeprune.structure import Structure
 from edgeprune.trial import JUDGES, Trial
 
-
 FEWEST = 8
 """Candidates under which a rank correlation is not spoken of."""
 
