@@ -62,7 +62,6 @@ def test_data_free_needs_no_data_and_judges_by_synthetic_images(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("[finetune]\nepochs = 2\n", "leaves nothing to fine-tune with"),
         ("[budget]\nmax_accuracy_drop = 0.01\n", "takes labelled test images"),
         ('[search]\njudged_by = "labels"\n', "is data_free"),
         ("[search]\nrecalibrate = true\n", "is data_free"),

@@ -431,11 +431,7 @@ class Config(Section):
         return data
 
     @model_validator(mode="after")
-    def _needs_no_image_if_data_free(self) -> "Config":
-        if not self.search.data_free:
-            return self
-        if self.finetune.epochs or self.finetune.steps:
-            raise ValueError("is data_free, which leaves nothing to fine-tune with; remove finetune.epochs and steps")
+    def _promises_no_accuracy_without_data(self) -> "Config":
         if self.data is None and self.budget.max_accuracy_drop is not None:
             raise ValueError("has budget.max_accuracy_drop, which takes labelled test images; name them in [data]")
         return self

@@ -38,6 +38,7 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
     student = bench.base.evaluator.candidate(winner.plan)
     settings = prepared.config.finetune
     if prepared.config.search.data_free:
+        prepared.progress.note("data-free: nothing is fine-tuned")
         settings = settings.model_copy(update={"steps": 0, "epochs": None})
     checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
     with prepared.progress.stage("fine-tune", total=1.0) as stage:
