@@ -1,0 +1,205 @@
+"""PAODING against magnitude pruning, and against what its papers claim; nothing is trained after pruning.
+
+    EDGEPRUNE_FASHION=<folder> EDGEPRUNE_DATA=<folder> python benchmarks/papers/paoding.py
+
+Networks of the papers' shapes (Meng et al., arXiv 2405.00074, 2204.00783) are trained here, one for each seed, and
+walked down in each mode. At each share of dense units gone it is noted what is left: parameters, accuracy on all test
+images, and under FGSM and PGD on the first of them. Cells that are in the file already are not run again. The weights
+are kept in --nets, so that only the first run trains.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import cifar10
+import fashion_mnist
+
+from edgeprune.cut import cut_module
+from edgeprune.export import export
+from edgeprune.paoding.intervals import Bounds
+from edgeprune.paoding.network import read
+from edgeprune.paoding.walk import Settings, Walk, merged, walk
+from edgeprune.robustness import Attack, Pixels, robustness
+from edgeprune.structure import build_structure
+
+HERE = Path(__file__).parent
+RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+MODES = ("scale", "saliency", "impact", "stochastic", "saliency, zeroed")
+"""Of the last, the same units go as by saliency, and nobody answers for them: what merging is worth."""
+
+ATTACKS = tuple(Attack(kind=kind, epsilon=epsilon) for epsilon in (0.01, 0.05) for kind in ("fgsm", "pgd"))
+ATTACKED = 2000
+"""Test images that are attacked."""
+
+BATCH = 128
+RATE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Normalised images [N, C, H, W] and labels, and how the pixels were normalised."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    pixels: Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A network, its data, and how long it is trained."""
+
+    make: Callable[[], nn.Module]
+    load: Callable[[], Data]
+    epochs: int
+
+
+def mlp() -> nn.Module:
+    """Return the papers' perceptron 784-128-128-64-10."""
+    return nn.Sequential(
+        nn.Flatten(),
+        *(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()),
+        *(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+
+
+def cnn(channels: int, flat: int) -> nn.Module:
+    """Return the papers' CNN: convolutions 32-64-64, a pool after the first two, dense 128-64-10."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(flat, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+
+
+def fashion(mean: float = 0.0, std: float = 1.0) -> Data:
+    """Return Fashion-MNIST; pixels are in [0, 1], as in the papers, unless they are normalised."""
+    arrays = fashion_mnist.load(fashion_mnist.folder())
+    images = {
+        name: (torch.from_numpy(arrays[name]).unsqueeze(1).float() / 255 - mean) / std for name in ("x_train", "x_test")
+    }
+    labels = {name: torch.from_numpy(arrays[name]).long() for name in ("y_train", "y_test")}
+    return Data(**images, **labels, pixels=Pixels(mean=(mean,), std=(std,)))
+
+
+def cifar() -> Data:
+    """Return CIFAR-10, pixels in [0, 1]."""
+    found = {}
+    for split, (images, labels) in cifar10.data().items():
+        found[f"x_{split}"] = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        found[f"y_{split}"] = torch.from_numpy(labels).long()
+    return Data(**found, pixels=Pixels(mean=(0.0,) * 3, std=(1.0,) * 3))
+
+
+WORKLOADS = {
+    "MLP, Fashion-MNIST": Workload(make=mlp, load=fashion, epochs=10),
+    "MLP, Fashion-MNIST, normalised": Workload(
+        make=mlp, load=lambda: fashion(fashion_mnist.MEAN, fashion_mnist.STD), epochs=10
+    ),
+    "CNN, Fashion-MNIST": Workload(make=lambda: cnn(1, 576), load=fashion, epochs=6),
+    "CNN, CIFAR-10": Workload(make=lambda: cnn(3, 1024), load=cifar, epochs=10),
+}
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def trained(name: str, seed: int, data: Data, folder: Path) -> nn.Module:
+    """Return the network of a seed, trained unless its weights are in the folder: Adam, cosine to zero."""
+    workload = WORKLOADS[name]
+    torch.manual_seed(seed)
+    net = workload.make()
+    path = folder / f"{name.lower().replace(', ', '-')}-{workload.epochs}-{seed}.pt"
+    if path.is_file():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net.eval()
+    steps = workload.epochs * -(-len(data.y_train) // BATCH)
+    optimizer = torch.optim.Adam(net.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(workload.epochs):
+        for chosen in torch.randperm(len(data.y_train)).split(BATCH):
+            loss = nn.functional.cross_entropy(net(data.x_train[chosen]), data.y_train[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"{name} {seed}: epoch {epoch + 1}, loss {float(loss):.3f}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), path)
+    return net.eval()
+
+
+def run_cell(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Return what is left of one network in every mode at every ratio."""
+    data = WORKLOADS[name].load()
+    net = trained(name, seed, data, folder)
+    example = data.x_test[:1]
+    graph = export(net, example)
+    structure = build_structure(net, example, graph, multiple=1)
+    mean, std = np.array(data.pixels.mean), np.array(data.pixels.std)
+    network = read(net, structure, graph, box=Bounds(low=-mean / std, high=(1 - mean) / std))
+    full = sum(each.numel() for each in net.parameters())
+    rows = []
+    for mode in MODES:
+        began = time.perf_counter()
+        made = walk(network, Settings(mode=mode.partition(",")[0], seed=seed))  # type: ignore[arg-type]
+        took = time.perf_counter() - began
+        for ratio in RATIOS:
+            left = candidate(net, structure, made, ratio, merge="zeroed" not in mode)
+            removed = 1 - sum(each.numel() for each in left.parameters()) / full
+            rows.append({"mode": mode, "ratio": ratio, "removed": removed, "walk_s": took, **judged(left, data)})
+        print(f"{name} {seed} {mode}: {[round(each['accuracy'], 3) for each in rows[-7:]]}", file=sys.stderr)
+    return {"workload": name, "seed": seed, "epochs": WORKLOADS[name].epochs, "parameters": full, "rows": rows}
+
+
+def candidate(net: nn.Module, structure: Any, made: Walk, ratio: float, *, merge: bool) -> nn.Module:
+    """Return the network cut where a walk stands at a ratio."""
+    plan = made.plan(made.widths(ratio))
+    return cut_module(merged(net, structure, plan, made) if merge else net, structure, plan).eval()
+
+
+def judged(net: nn.Module, data: Data) -> dict[str, Any]:
+    """Return accuracy on the test images and what survives each attack on the first of them."""
+    with torch.inference_mode():
+        answers = torch.cat([net(part).argmax(1) for part in data.x_test.split(1000)])
+    x, y = data.x_test[:ATTACKED], data.y_test[:ATTACKED]
+    batches = list(zip(x.split(500), y.split(500), strict=True))
+    survived = robustness(net, batches, ATTACKS, data.pixels)
+    accuracy = float((answers == data.y_test).float().mean())
+    return {"accuracy": accuracy, "attacks": {name: asdict(each) for name, each in survived.items()}}
+
+
+def main() -> None:
+    """Run the cells that are missing, one at a time, and print the tables and the claims."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "papers" / "paoding.json")
+    parser.add_argument("--nets", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-paoding-nets")
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    chosen = parser.parse_args()
+    cells: list[dict[str, Any]] = json.loads(chosen.out.read_text())["cells"] if chosen.out.is_file() else []
+    for name in [] if chosen.table else chosen.workloads:
+        for seed in chosen.seeds:
+            if not any((each["workload"], each["seed"]) == (name, seed) for each in cells):
+                cells.append(run_cell(name, seed, chosen.nets))
+                write(chosen.out, cells)
