@@ -1,0 +1,112 @@
+"""Gate Decorator (arXiv 1909.08174): a batch norm's scale is a gate, and a unit counts by what closing it would cost.
+
+    y = φ · (x̂ + β/γ),  φ = γ            Θ = Σ over batches  Σ over gates of the unit  |φ · ∂L/∂φ|
+
+With the gate's scale taken out of the shift, φ · ∂L/∂φ = γ · ∂L/∂γ + β · ∂L/∂β, so nothing has to be rewritten in the
+module. The vector of a unit is the scale and shift of its gates: both fall together, as the gate does.
+
+Simplified: the authors collect Θ in epochs with frozen convolutions (tick) and let the network recover in others under
+a penalty ρ · Σ|φ| (tock). Here everything learns all the time, Θ is collected from one round to the next, and the
+penalty acts between the rounds as well.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.decay.audible import listener
+from edgeprune.decay.flat import products_of
+from edgeprune.decay.host import Moment
+from edgeprune.decay.units import BATCH_NORMS, Units, find_units
+from edgeprune.errors import ConfigError
+from edgeprune.plan import Plan
+from edgeprune.structure import Structure
+
+PENALTY = 1e-3
+"""ρ of the authors' tock."""
+
+
+def open_host(module: nn.Module, structure: Structure, plan: Plan, sparsity: float | None) -> tuple[Units, "Gates"]:
+    """Return the units and the host. `sparsity` is ρ."""
+    units = find_units(module, structure, plan, "gates")
+    return units, Gates(module, units, penalty=PENALTY if sparsity is None else sparsity)
+
+
+def check(module: nn.Module, structure: Structure, name: str) -> None:
+    """Return if closing all gates of a group silences it.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    gates = {
+        layer for layer, side in structure.members[name] if side == "out" and _is_gate(module.get_submodule(layer))
+    }
+    found = listener(structure, name, gates)
+    if not gates or found is not None:
+        raise ConfigError(
+            f"the gates host cannot close group {name!r}",
+            why=f"{found!r} reads channels that pass no batch norm with a scale" if gates else "it has no batch norm",
+            next_step='choose finetune.decay.host "group-norm", which needs no batch norm, or exclude the group',
+        )
+
+
+def _is_gate(layer: nn.Module) -> bool:
+    return isinstance(layer, BATCH_NORMS) and bool(layer.affine)
+
+
+class Gates:
+    """Picks by the sum of |φ · ∂L/∂φ| since the last round."""
+
+    def __init__(self, module: nn.Module, units: Units, *, penalty: float) -> None:
+        self._penalty = penalty
+        self._theta = units.nothing
+        flat, device = units.flat, units.owner.device
+        self._gate = torch.zeros(flat.rows, dtype=torch.int64, device=device)  # row → gate; 0: none
+        self._scales = torch.zeros(flat.rows, dtype=torch.bool, device=device)
+        owners = [torch.tensor([units.count], device=device)]
+        for trace in units.traces:
+            layer, _, tensor = trace.parameter.rpartition(".")
+            if tensor == "weight" and _is_gate(module.get_submodule(layer)):
+                first = sum(len(each) for each in owners)
+                numbers = torch.arange(first, first + len(trace.units), device=device)
+                bias = f"{layer}.bias" if layer else "bias"
+                self._gate[flat.places[trace.parameter].rows] = numbers
+                self._gate[flat.places[bias].rows] = numbers
+                self._scales[flat.places[trace.parameter].rows] = True
+                owners.append(trace.units)
+        self._unit = torch.cat(owners)
+
+    def watch(self, now: Moment) -> None:
+        """Add |φ · ∂L/∂φ| of this batch."""
+        flat = now.units.flat
+        rows = products_of(flat.values, flat.grads, now.units.buckets, flat.rows)
+        gates = rows.new_zeros(len(self._unit)).index_add_(0, self._gate, rows)
+        self._theta.index_add_(0, self._unit, gates.abs_())
+
+    def scores(self, _now: Moment) -> Tensor:
+        """Return Θ."""
+        return self._theta
+
+    def ready(self, _now: Moment) -> None:
+        """Wait for the rounds."""
+
+    def chosen(self, _now: Moment) -> None:
+        """Collect anew."""
+        self._theta.zero_()
+
+    def adjust(self, now: Moment) -> None:
+        """Pull the idle units' scales to zero: grad += ρ · sign(γ)."""
+        if self._penalty:
+            strength = self._penalty * (self._scales & now.idle[now.units.owner]).to(self._theta.dtype)
+            for bucket in now.units.buckets:
+                signs = bucket.of(now.units.flat.values).sign()
+                bucket.of(now.units.flat.grads).addcmul_(signs, strength[bucket.numbers, None])
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return Θ."""
+        return {"theta": self._theta}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up Θ."""
+        self._theta = state["theta"].to(self._theta).clone()
