@@ -2,8 +2,8 @@
 
     python benchmarks/papers/smoke.py --out benchmarks/results/papers/smoke.json
 
-Each line is one `edgeprune deploy` and one `edgeprune verify` in processes of their own. The exit code is 1 if a budget is
-missed, a bundle does not verify, or a deploy takes longer than 8 minutes.
+Each line is one `edgeprune deploy` and one `edgeprune verify` in processes of their own. The exit code is 1 if a budget
+is missed, a bundle does not verify, or a deploy takes longer than 8 minutes.
 """
 
 import argparse

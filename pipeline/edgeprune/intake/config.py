@@ -247,6 +247,22 @@ class RewardConfig(Section):
         return RewardWeights(**self.model_dump())
 
 
+class PaodingConfig(Section):
+    """How PAODING walks; see `edgeprune.paoding.walk.Settings`.
+
+    Attributes:
+        mode: how dense units leave; "auto": by impact where they can be merged in pairs, else by magnitude.
+        step: share of each layer that a step takes.
+        alpha: weight of the output's spread against its entropy; None: 0.75 for ReLU, else 0.05.
+        squash: what brings spread and entropy to one scale.
+    """
+
+    mode: Literal["auto", "saliency", "impact", "stochastic", "scale"] = "auto"
+    step: Share = 0.025
+    alpha: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, le=1)] | None = None
+    squash: Literal["log1p", "sigmoid", "rank"] = "log1p"
+
+
 class SearchConfig(Section):
     """How to look for a plan; what is not given is as `method` says, see `edgeprune.methods`.
 
@@ -264,6 +280,7 @@ class SearchConfig(Section):
         time_limit_s: seconds after which the best plan so far is taken; None: all trials.
         validation_images: number of validation images a candidate is judged on; None: all.
         precision: of the accuracy passes of the search; "auto" times both once and takes the faster.
+        paoding: of importance "paoding".
     """
 
     method: Literal["amc", "entropy-rl", "autodfp", "paoding"] = "amc"
@@ -280,6 +297,7 @@ class SearchConfig(Section):
     validation_images: Count | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     reward: RewardConfig = RewardConfig()
+    paoding: PaodingConfig = PaodingConfig()
 
     @model_validator(mode="before")
     @classmethod

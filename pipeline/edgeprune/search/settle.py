@@ -185,10 +185,8 @@ class _Settling:
         return _plan(around, grow(around, self.model, widths, used=used, **self._known()))
 
     def _repaired_as(self, plan: Plan) -> Problem:
-        """Return the problem whose plans repair as `plan` does, and groups that it leaves whole by the middle."""
-        if not self.problem.repairs:
-            return self.problem
-        return replace(self.problem, repair={name: plan.repair.get(name, 0.5) for name in self.problem.full})
+        """Return the problem whose plans repair as `plan` does, and as ever where it leaves a group whole."""
+        return replace(self.problem, repair={**self.problem.repair, **plan.repair})
 
     def _cautious_limit(self) -> float:
         missed = sum(each.measurement is not None and _high(each) > self.limit for each in self.settled)

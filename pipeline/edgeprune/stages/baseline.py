@@ -1,11 +1,9 @@
 """The unpruned model on the target: how fast, how accurate, and what the budget means as a ratio of it."""
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from edgeprune.artifact import Artifact
 from edgeprune.budget import Budget
@@ -15,19 +13,16 @@ from edgeprune.evaluate import Base, Judge
 from edgeprune.intake.config import Config
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import check_limit, unit_of
-from edgeprune.plan import Plan
-from edgeprune.quality import Evaluator, convolution_batch_norms
+from edgeprune.quality import Evaluator
 from edgeprune.quantities import three_digits
-from edgeprune.reconstruction import repaired
 from edgeprune.search.loop import Bench
 from edgeprune.stages.prepare import Prepared
+from edgeprune.stages.units import CALIBRATION_BATCH, repairer
 from edgeprune.target import Target, Tuner
 from edgeprune.trial import Quality
 
 EVALUATION_BATCH = 250
 """Images in one batch of an accuracy pass."""
-
-CALIBRATION_BATCH = 128
 
 ENTROPY_WATCHED, ENTROPY_ALONE = 8, 64
 """Images that the entropy of a candidate is taken over, beside its accuracy and where it decides alone."""
@@ -154,16 +149,6 @@ def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
         repair=repairer(prepared),
         entropy_images=ENTROPY_WATCHED if prepared.config.search.reward.accuracy > 0 else ENTROPY_ALONE,
     )
-
-
-def repairer(prepared: Prepared) -> Callable[[Plan], nn.Module] | None:
-    """Return what makes up for the units that a plan cuts, in the module's unpruned shapes; None if nothing does."""
-    mode = prepared.config.search.reconstruction
-    if mode == "none":
-        return None
-    module, structure = prepared.model.module, prepared.structure
-    pairs = convolution_batch_norms(prepared.graph)
-    return lambda plan: repaired(module, structure, plan, pairs, mode=mode, coefficients=plan.repair or None)
 
 
 def _bench(prepared: Prepared, target: Target, evaluator: Evaluator, judge: Judge, reference: Artifact) -> Bench:

@@ -1,18 +1,18 @@
 """The search: the problem as a searcher sees it, the narrowest plan first, then as many trials as there may be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from scipy.stats import spearmanr
 
 from edgeprune.errors import NothingFits
-from edgeprune.importance import ranking, unit_importance
+from edgeprune.importance import ranking
 from edgeprune.measurement import Measurement
 from edgeprune.metric import unit_of
 from edgeprune.quantities import three_digits
 from edgeprune.search.loop import Bench, search
 from edgeprune.search.problem import Problem
 from edgeprune.search.strategies import make_searcher
-from edgeprune.stages.baseline import CALIBRATION_BATCH
+from edgeprune.stages import units
 from edgeprune.stages.prepare import Prepared
 from edgeprune.structure import Structure
 from edgeprune.trial import JUDGES, Trial
@@ -26,7 +26,7 @@ POOR = 0.3
 
 def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
     """Return the search problem: the space, how important every unit is, where the time goes, and the budget."""
-    importance = _importance(prepared)
+    importance, repairs = units.importance(prepared), prepared.config.search.repairs
     return Problem(
         space=prepared.structure.space,
         layers=prepared.structure.layers,
@@ -37,22 +37,10 @@ def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
         multiple=prepared.profile.channel_multiple,
         trials=prepared.config.search.trials,
         seed=prepared.config.search.seed,
-        repairs=prepared.config.search.repairs,
-        similarity=_similarity(prepared) if prepared.config.search.repairs else {},
+        repairs=repairs,
+        repair=units.own_coefficients(prepared) if repairs else {},
+        similarity=units.likeness(prepared) if repairs else {},
     )
-
-
-def _importance(prepared: Prepared) -> Mapping[str, tuple[float, ...]]:
-    """Return group → importance of its units: computed once a run, for another number of threads rounds otherwise."""
-    known = prepared.ledger.fact(prepared.run, "importance")
-    if known is None:
-        search = prepared.config.search
-        batches = None if search.data_free else prepared.splits.calibration.batches(CALIBRATION_BATCH)
-        module, structure = prepared.model.module, prepared.structure
-        seen = unit_importance(module, structure, search.importance, batches, seed=search.seed)
-        known = {name: [float(each) for each in units] for name, units in seen.items()}
-        prepared.ledger.record(prepared.run, "importance", known)
-    return {name: tuple(units) for name, units in known.items()}
 
 
 def layer_shares(structure: Structure, timing: Measurement) -> dict[str, float]:

@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edgeprune.artifact import Artifact, TensorSpec
@@ -27,6 +30,8 @@ from edgeprune.intake.data_free import DataFree
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
 from edgeprune.manifest import PARITY_SAMPLES as RECORDED
+from edgeprune.paoding.network import read
+from edgeprune.paoding.walk import Settings, Walk, walk
 from edgeprune.profile import Profile
 from edgeprune.progress import Progress, Silent
 from edgeprune.provenance import code_digest, machine, versions
@@ -100,6 +105,18 @@ class Prepared:
         """Return where to say what is being done."""
         return self.request.progress
 
+    @cached_property
+    def walk(self) -> Walk:
+        """Return PAODING's walk through the model: made from weights alone, the same every time."""
+        known = self.config.search.paoding
+        settings = Settings(**known.model_dump(exclude_none=True), seed=self.config.search.seed)
+        return walk(read(self.model.module, self.structure, self.graph, box=self._pixels()), settings)
+
+    def _pixels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Return what valid pixels become when they are normalised, low and high of each channel; None: not known."""
+        mean, std = (np.array(each) for each in self.splits.normalisation)
+        return (-mean / std, (1 - mean) / std) if len(mean) else None
+
     def insist(self, action: Callable[[], Done]) -> Done:
         """Return what `action` returns, tried again while the device fails."""
         return insist(action, self.ledger, self.run, sleep=self.request.sleep)
@@ -126,8 +143,9 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
     with progress.stage("find channel groups"):
         structure = find_structure(config, profile, model.module, example, graph)
-        looks = not config.search.data_free
-        check_needs(config.search.importance, model.module, structure, images=looks, labels=looks)
+        looks, rule = not config.search.data_free, config.search.importance
+        if rule != "paoding":
+            check_needs(rule, model.module, structure, images=looks, labels=looks)
     return Prepared(
         request=request,
         boards=boards,
