@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError, DataError
-from edgeprune.reward import TERMS, RewardWeights, score, worst_score
+from edgeprune.reward import TERMS, RewardWeights, merit, score, worst_score
 from edgeprune.statistics import Interval
 from edgeprune.trial import Quality
 
@@ -112,3 +112,15 @@ def test_weights_are_not_negative(name: str) -> None:
     """A negative weight would turn a term round; the message names it."""
     with pytest.raises(ConfigError, match=name):
         RewardWeights(**{name: -0.1})
+
+
+# -- merit -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_decides_is_accuracy_unless_it_has_no_weight() -> None:
+    """A reward of entropy alone must not get accuracy back through the choice of the winner."""
+    facts = {"accuracy": 0.7, "entropy_relative": 0.4}
+    assert merit(facts, RewardWeights()) == 0.7
+    assert merit(facts, RewardWeights(entropy=0.0)) == 0.7
+    assert merit(facts, RewardWeights(accuracy=0.0, entropy=1.0)) == -0.4
+    assert merit({"accuracy": 0.7}, RewardWeights(accuracy=0.0, entropy=0.0)) == 0.7

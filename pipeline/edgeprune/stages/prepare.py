@@ -44,7 +44,7 @@ from edgeprune.tolerance import tolerances
 SLUG = 20
 """Letters of a model's or a profile's name that stand in the name of a run."""
 
-SYNTHETIC = 128
+SYNTHETIC = 64
 """Images that a data-free run makes to judge by, and again as many for its last evaluation if there is no data."""
 
 LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
