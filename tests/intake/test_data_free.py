@@ -44,6 +44,7 @@ def test_its_images_are_answered_by_the_model(model: LoadedModel, images: torch.
     assert torch.equal(splits.validation.labels, model.module(images).argmax(1))
     assert not splits.labelled
     assert not splits.validation.labelled
+    assert not splits.train.labels.is_inference()  # fine-tuning may learn from them
 
 
 def test_without_a_data_set_the_last_evaluation_sees_other_synthetic_images(

@@ -107,7 +107,7 @@ class Splits:
                 )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: fine-tuning may learn from them
 def answers(module: torch.nn.Module, images: ArraySet) -> torch.Tensor:
     """Return the class that a module takes each image for, N int64."""
     return torch.cat([module.eval()(each).argmax(1) for each, _ in images.batches(ANSWERS_BATCH)])

@@ -39,7 +39,7 @@ def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
     settings = prepared.config.finetune
     if prepared.config.search.data_free:
         prepared.progress.note("data-free: nothing is fine-tuned")
-        settings = settings.model_copy(update={"steps": 0, "epochs": None})
+        settings = settings.model_copy(update={"steps": 0, "epochs": None, "precision": "fp32"})
     checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
     with prepared.progress.stage("fine-tune", total=1.0) as stage:
         done = 0.0
