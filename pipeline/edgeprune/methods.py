@@ -58,7 +58,7 @@ METHODS: Mapping[str, Method] = {
         needs=("unlabelled images, or none with --data-free",),
         presets={
             "strategy": "sac",
-            "importance": "l2",
+            "importance": "group-norm",
             "reconstruction": "local-ridge",
             "repairs": True,
             "judged_by": "teacher",
@@ -87,8 +87,7 @@ DEFAULT = "amc"
 
 DATA_FREE: Mapping[str, Any] = {
     "judged_by": "synthetic",
-    "importance": "l2",
-    "recalibrate": False,
+    "importance": "group-norm",
     "reward": {"entropy": 0.0},
 }
 """What ``data_free`` changes in a method's presets: nothing may look at an image."""
