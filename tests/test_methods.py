@@ -56,7 +56,7 @@ def test_a_method_that_is_none_is_told(tmp_path: Path) -> None:
 def test_data_free_needs_no_data_and_judges_by_synthetic_images(tmp_path: Path) -> None:
     config = loaded(tmp_path, MODEL, data_free=True)
     assert config.data is None
-    assert (config.search.judged_by, config.search.recalibrate) == ("synthetic", False)
+    assert config.search.judged_by == "synthetic"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,6 @@ def test_data_free_needs_no_data_and_judges_by_synthetic_images(tmp_path: Path) 
     [
         ("[budget]\nmax_accuracy_drop = 0.01\n", "takes labelled test images"),
         ('[search]\njudged_by = "labels"\n', "is data_free"),
-        ("[search]\nrecalibrate = true\n", "is data_free"),
     ],
 )
 def test_data_free_refuses_what_takes_images(tmp_path: Path, more: str, said: str) -> None:

@@ -274,7 +274,7 @@ class SearchConfig(Section):
         repairs: the searcher decides, for each group, on the coefficient of the reconstruction as well.
         judged_by: labels of validation images, the unpruned model's answers to them, or its answers to synthetic ones.
         data_free: look at no image before the last evaluation; there is no fine-tuning.
-        recalibrate: re-estimate the batch norms of candidates on training images.
+        recalibrate: re-estimate the batch norms of candidates on training images, on synthetic ones if data_free.
         trials: candidates to measure.
         seed: of every random choice of the searcher.
         time_limit_s: seconds after which the best plan so far is taken; None: all trials.
@@ -313,8 +313,8 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SearchConfig":
-        if self.data_free and (self.judged_by != "synthetic" or self.recalibrate):
-            raise ValueError('is data_free: keep judged_by = "synthetic" and recalibrate = false')
+        if self.data_free and self.judged_by != "synthetic":
+            raise ValueError('is data_free: keep judged_by = "synthetic"')
         if self.repairs and self.reconstruction in ("none", "pairs"):
             raise ValueError('decides on repairs; set reconstruction to "merge", "ridge" or "local-ridge"')
         return self

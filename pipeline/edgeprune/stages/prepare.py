@@ -44,8 +44,8 @@ from edgeprune.tolerance import tolerances
 SLUG = 20
 """Letters of a model's or a profile's name that stand in the name of a run."""
 
-SYNTHETIC = 64
-"""Images that a data-free run makes to judge by, and again as many for its last evaluation if there is no data."""
+SYNTHETIC, UNSEEN = 128, 64
+"""Images that a data-free run makes to judge by, and others for its last evaluation if there is no data."""
 
 LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
 
@@ -176,7 +176,8 @@ def _loaded(config: Config) -> tuple[LoadedModel, Splits]:
 def _dreamt(config: Config) -> tuple[LoadedModel, DataFree]:
     """Return the model and images made from it alone: no data set is opened."""
     model = load_model(config.model)
-    images = synthesise(model.module, model.input_shape[1:], SYNTHETIC + SYNTHETIC, seed=config.search.seed)
+    count = SYNTHETIC + (0 if config.data else UNSEEN)
+    images = synthesise(model.module, model.input_shape[1:], count, seed=config.search.seed)
     return model, DataFree(model, images[:SYNTHETIC], images[SYNTHETIC:], config.data)
 
 
