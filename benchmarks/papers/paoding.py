@@ -201,3 +201,150 @@ def main() -> None:
             if not any((each["workload"], each["seed"]) == (name, seed) for each in cells):
                 cells.append(run_cell(name, seed, chosen.nets))
                 write(chosen.out, cells)
+    print(tables(cells))
+    print(claims(cells))
+
+
+def write(path: Path, cells: list[dict[str, Any]]) -> None:
+    """Write the raw results with what made them."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    facts = {
+        "command": "python benchmarks/papers/paoding.py",
+        "versions": versions,
+        "attacked": ATTACKED,
+        "cells": cells,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+# -- reading the results ---------------------------------------------------------------------------------------------
+
+
+Cells = list[dict[str, Any]]
+Value = Callable[[dict[str, Any]], float]
+
+
+def right(row: dict[str, Any], attack: str) -> float:
+    """Return the share of attacked images that are classified correctly after the attack."""
+    return row["attacks"][attack]["right_attacked"] / row["attacks"][attack]["images"]
+
+
+def unchanged(row: dict[str, Any], attack: str) -> float:
+    """Return the share of attacked images whose answer the attack does not change."""
+    return row["attacks"][attack]["unchanged"] / row["attacks"][attack]["images"]
+
+
+MEASURES: dict[str, Value] = {
+    "parameters removed": lambda row: row["removed"],
+    "accuracy": lambda row: row["accuracy"],
+    "right under FGSM 0.01": lambda row: right(row, "fgsm 0.01"),
+    "right under PGD-10 0.01": lambda row: right(row, "pgd-10 0.01"),
+    "right under FGSM 0.05": lambda row: right(row, "fgsm 0.05"),
+    "unchanged by FGSM 0.01": lambda row: unchanged(row, "fgsm 0.01"),
+}
+
+
+def values(cells: Cells, workload: str, mode: str, ratio: float, value: Value) -> list[float]:
+    """Return a value for every seed of a workload."""
+    rows = [row for cell in cells if cell["workload"] == workload for row in cell["rows"]]
+    return [value(row) for row in rows if (row["mode"], row["ratio"]) == (mode, ratio)]
+
+
+def tables(cells: Cells) -> str:
+    """Return one table for each workload and measure: a row a mode, a column a ratio, means over seeds and spread."""
+    lines = []
+    for workload in dict.fromkeys(cell["workload"] for cell in cells):
+        seeds = sum(cell["workload"] == workload for cell in cells)
+        for measure, value in MEASURES.items():
+            head = " | ".join(f"{ratio:.0%}" for ratio in RATIOS)
+            lines += ["", f"{workload}: {measure}, % ({seeds} seeds, ± standard deviation)", ""]
+            lines += [f"| mode | {head} |", f"| --- |{' --- |' * len(RATIOS)}"]
+            for mode in MODES:
+                row = " | ".join(spread(values(cells, workload, mode, ratio, value)) for ratio in RATIOS)
+                lines.append(f"| {mode} | {row} |")
+    return "\n".join(lines)
+
+
+def spread(found: list[float]) -> str:
+    """Return mean ± standard deviation in per cent."""
+    deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+    return f"{100 * statistics.fmean(found):.1f} ± {100 * deviation:.1f}"
+
+
+def claims(cells: Cells) -> str:
+    """Return every claim of the papers, what was seen here, and whether it held."""
+    lines = ["", "| claim | workload | mode | seen | held |", "| --- | --- | --- | --- | --- |"]
+    for workload in dict.fromkeys(cell["workload"] for cell in cells):
+        for claim in (_size_claims, _decay_claims, _robust_claims, _merge_claims, _impact_claims, _chance_claims):
+            lines += [f"| {each} |" for each in claim(cells, workload)]
+    return "\n".join(lines)
+
+
+def _mean(cells: Cells, workload: str, mode: str, ratio: float, measure: str) -> float:
+    return statistics.fmean(values(cells, workload, mode, ratio, MEASURES[measure]))
+
+
+def _held(truth: bool) -> str:
+    return "yes" if truth else "NO"
+
+
+def _size_claims(cells: Cells, workload: str) -> list[str]:
+    seen = _mean(cells, workload, "saliency", 0.5, "parameters removed")
+    held = _held(0.639 <= seen <= 0.781)
+    return [f"50 % pruning removes 63.9 to 78.1 % of the parameters | {workload} | all | {seen:.1%} | {held}"]
+
+
+def _decay_claims(cells: Cells, workload: str) -> list[str]:
+    lines = []
+    for mode in MODES[:4]:
+        full, half = (_mean(cells, workload, mode, ratio, "accuracy") for ratio in (0.0, 0.5))
+        seen = f"{full:.1%} to {half:.1%}, {1 - half / full:.1%} lost"
+        lines.append(
+            f"accuracy decays by less than 50 % at 50 % | {workload} | {mode} | {seen} | {_held(half > full / 2)}"
+        )
+    return lines
+
+
+def _robust_claims(cells: Cells, workload: str) -> list[str]:
+    lines = []
+    for mode in MODES[:4]:
+        for measure in ("right under FGSM 0.01", "right under PGD-10 0.01", "right under FGSM 0.05"):
+            full, half = (_mean(cells, workload, mode, ratio, measure) for ratio in (0.0, 0.5))
+            claim = f"over 50 % of robustness is kept at 50 % ({measure})"
+            lines.append(f"{claim} | {workload} | {mode} | {half / full:.1%} kept | {_held(half > full / 2)}")
+    return lines
+
+
+def _merge_claims(cells: Cells, workload: str) -> list[str]:
+    lines = []
+    for ratio in (0.5, 0.6):
+        ours, control = (_mean(cells, workload, mode, ratio, "accuracy") for mode in ("saliency", "saliency, zeroed"))
+        claim = f"merging beats dropping the same units at {ratio:.0%}"
+        lines.append(f"{claim} | {workload} | saliency | {ours:.1%} against {control:.1%} | {_held(ours > control)}")
+    return lines
+
+
+def _impact_claims(cells: Cells, workload: str) -> list[str]:
+    lines = []
+    for ratio in (0.2, 0.4, 0.5):
+        impact, baseline = (_mean(cells, workload, m, ratio, "right under FGSM 0.01") for m in ("impact", "saliency"))
+        wanted = "impact keeps as many robust as saliency" if ratio > 0.3 else "impact and saliency are about equal"
+        held = impact >= baseline if ratio > 0.3 else abs(impact - baseline) < 0.03
+        seen = f"{impact:.1%} against {baseline:.1%}"
+        lines.append(f"{wanted} at {ratio:.0%} | {workload} | impact | {seen} | {_held(held)}")
+    return lines
+
+
+def _chance_claims(cells: Cells, workload: str) -> list[str]:
+    lines = []
+    for measure, claimed in (("accuracy", 0.30), ("right under FGSM 0.01", 0.43), ("right under FGSM 0.05", 0.53)):
+        ours, baseline = (_mean(cells, workload, mode, 0.5, measure) for mode in ("stochastic", "saliency"))
+        claim = f"stochastic gains about {claimed:.0%} over saliency at 50 % ({measure})"
+        gain = ours / baseline - 1
+        lines.append(f"{claim} | {workload} | stochastic | {gain:+.1%} | {_held(gain > claimed / 2)}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

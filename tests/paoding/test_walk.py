@@ -1,5 +1,6 @@
 """The walk: who leaves, in what order, who answers for whom, and what is left of the network."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from edgeprune.cut import cut_module
 from edgeprune.errors import ConfigError, ModelError, PlanError
+from edgeprune.importance import ranking
 from edgeprune.paoding.network import Network, read
 from edgeprune.paoding.pairs import SQUASHES
 from edgeprune.paoding.propagation import Propagation
@@ -168,6 +170,22 @@ def test_impact_takes_the_better_half_of_twice_the_quota() -> None:
     assert set(keep.tolist()).isdisjoint(drop.tolist()), "a pair would clash with another"
     made = walk(network, Settings(mode="impact", step=0.1, alpha=1.0))
     assert list(made.removed["fc0"][:4]) == wanted.tolist()
+
+
+@pytest.mark.parametrize("mode", [*PAIRED, "scale"])
+def test_importance_orders_units_as_the_walk_does(cnn: Prepared, mode: str) -> None:
+    """Whoever sorts by it gets the ranking; ties cannot turn it round."""
+    made = walk(cnn.network, Settings(mode=mode))
+    assert ranking(made.importance) == made.ranking
+    equal = replace(made, worths={name: (0.0,) * len(each) for name, each in made.worths.items()})
+    assert ranking(equal.importance) == made.ranking
+
+
+def test_a_walk_survives_being_written_down(cnn: Prepared) -> None:
+    """As JSON, every number of it."""
+    for mode in (*PAIRED, "scale"):
+        made = walk(cnn.network, Settings(mode=mode, alpha=0.5))
+        assert Walk.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 def test_a_seed_repeats_a_stochastic_walk_exactly_and_another_seed_does_not() -> None:

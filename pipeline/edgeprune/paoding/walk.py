@@ -12,10 +12,10 @@ and the order of filters, which is taken once and not again after every step.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,6 +74,9 @@ class Settings:
             )
 
 
+_MAPPINGS = ("taken", "removed", "partners", "worths", "schedule", "obstacles")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Walk:
     """Who leaves when.
@@ -84,7 +87,7 @@ class Walk:
         removed: group → its units in the order in which they leave, all but the last one.
         partners: group of dense units that are merged → the unit that each of `removed` is merged into.
         worths: group → what each unit, in unit order, was worth when it left: mean |w| of a filter, saliency of a pair
-            (the unit that stays: as much as the dearest); for comparisons within the group only.
+            (the unit that stays: as much as the dearest).
         dense: groups of units that one linear layer makes.
         schedule: group → its width after no step, one step, two and so on, down to 1.
         assumed: names of chains' first layers whose box is assumed, not known: bounds there are no proof.
@@ -102,8 +105,16 @@ class Walk:
     obstacles: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        for name in ("taken", "removed", "partners", "worths", "schedule", "obstacles"):
+        for name in _MAPPINGS:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @cached_property
+    def importance(self) -> dict[str, tuple[float, ...]]:
+        """Return group → importance of each unit, in unit order, compared within the group only.
+
+        What a unit was worth, and more than whatever left before it: ordered by it, units stand as in `ranking`.
+        """
+        return {name: _rising(self.worths[name], units) for name, units in self.ranking.items()}
 
     @cached_property
     def ranking(self) -> dict[str, tuple[int, ...]]:
@@ -125,6 +136,23 @@ class Walk:
                 break
         return now
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the walk as JSON values."""
+        return {
+            "settings": asdict(self.settings),
+            **{name: dict(getattr(self, name)) for name in _MAPPINGS},
+            "dense": list(self.dense),
+            "assumed": list(self.assumed),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Walk":
+        """Return the walk that `to_json` wrote."""
+        found: dict[str, Any] = {name: tuple(value[name]) for name in ("dense", "assumed")}
+        for name in _MAPPINGS:
+            found[name] = {group: _frozen(each) for group, each in value[name].items()}
+        return cls(settings=Settings(**value["settings"]), **found)
+
     def plan(self, widths: Mapping[str, int]) -> Plan:
         """Return the plan that follows the walk to these widths, whether or not the space allows them."""
         return Plan(kept={name: tuple(sorted(self.ranking[name][:width])) for name, width in widths.items()})
@@ -137,6 +165,18 @@ class Walk:
         for unit, partner in reversed(list(left)):  # a partner that leaves later is resolved already
             instead[unit] = instead.get(partner, partner)
         return instead
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _rising(worths: Sequence[float], ranking: Sequence[int]) -> tuple[float, ...]:
+    """Return the worths, each raised above those of all units that rank lower."""
+    raised, last = list(worths), -math.inf
+    for unit in reversed(ranking):
+        last = raised[unit] = max(worths[unit], math.nextafter(last, math.inf))
+    return tuple(raised)
 
 
 def _last_first(removed: Sequence[int]) -> tuple[int, ...]:

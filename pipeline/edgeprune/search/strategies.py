@@ -30,11 +30,18 @@ def _sac(problem: Problem) -> Searcher:
     return Agent(problem, sac)
 
 
+def _walk(problem: Problem) -> Searcher:
+    from edgeprune.search.walk import WalkSearch
+
+    return WalkSearch(problem)
+
+
 STRATEGIES: dict[str, Callable[[Problem], Searcher]] = {
     "uniform": _uniform,
     "random": _random,
     "ddpg": _ddpg,
     "sac": _sac,
+    "walk": _walk,
 }
 
 

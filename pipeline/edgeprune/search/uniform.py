@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from edgeprune.latency_model import Array, LatencyModel
 from edgeprune.plan import Plan
+from edgeprune.search.boundary import boundary, widening
 from edgeprune.search.memory import Memory
 from edgeprune.search.problem import Problem
 from edgeprune.search.rounding import Rounding
 from edgeprune.trial import Trial
-
-GUIDED = 4
-"""Probes of one chain that the latency model may place; bisection bounds the rest."""
 
 SHUFFLES = 8
 """Random orders tried before the two ends move further apart."""
@@ -96,31 +94,7 @@ class Uniform:
             number += 1
 
     def _bisect(self, chain: Array) -> Generator[Plan, None, int]:
-        """Yield the untold plans that bisection has to know; return the place of the last that fits, or -1.
-
-        A plan that failed says nothing about its neighbours: it is taken out of the chain.
-        """
-        plans = [self._plan(row) for row in chain]
-        places = [place for place, plan in enumerate(plans) if self._memory.fits.get(plan.digest, True) is not None]
-        low, high, probes = -1, len(places), 0
-        while high - low > 1:
-            middle = self._guess(chain[places], low, high) if probes < GUIDED else (low + high) // 2
-            plan = plans[places[middle]]
-            if plan.digest not in self._memory.fits:
-                yield plan
-                probes += 1
-            verdict = self._memory.fits[plan.digest]
-            if verdict is None:
-                del places[middle]
-                high -= 1
-            low, high = (middle, high) if verdict else (low, middle) if verdict is False else (low, high)
-        return places[low] if low >= 0 else -1
-
-    def _guess(self, chain: Array, low: int, high: int) -> int:
-        """Return the last place predicted to fit, strictly between `low` and `high`."""
-        model = self._memory.model
-        predicted = model.predict_rows(chain) <= self._problem.limit_ratio * (1 - model.margin)
-        return min(max(int(predicted.sum()) - 1, low + 1), high - 1)
+        return (yield from boundary(chain, self._plan, self._memory, self._problem.limit_ratio))
 
     def _orders(self) -> list[NDArray[np.intp]]:
         """Return the first orders of widening: forward, backward, most importance for the latency first."""
@@ -143,8 +117,4 @@ class Uniform:
 def _widening(chain: Array, fits: int, reach: int, order: NDArray[np.intp]) -> Array:
     """Return the rows between two plans of a chain around its boundary, one group widened after the other."""
     low, high = chain[max(fits - reach, 0)], chain[min(max(fits, 0) + 1 + reach, len(chain) - 1)]
-    rows = [low]
-    for place in order:
-        if high[place] != low[place]:
-            rows.append(np.where(np.arange(len(low)) == place, high, rows[-1]))
-    return np.stack(rows)
+    return widening(low, high, order.tolist())
