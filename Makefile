@@ -24,7 +24,7 @@ test: lint
 	sh tests/install-openssh
 	sh tests/install-compiler
 	sh deploy/emulated/setup --python $(BIN)/python
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(EQUIPPED)
 	$(BIN)/ruff check .

@@ -189,9 +189,7 @@ def check_architecture(profile: Profile, hello: Mapping[str, Any]) -> None:
 
 def refused_profile(error: ProfileError) -> Finding:
     """Return what `doctor` says of a profile that cannot be used."""
-    why = f"{error.what}: {error.why}" if error.why else error.what
-    mend = error.next_step or "change [options] of the profile"
-    return Finding(subject="profile", severity="problem", found=why, mend=mend)
+    return Finding.of_error("profile", error, mend="change [options] of the profile")
 
 
 def probed(worker: WatchedWorker, subject: str) -> list[Finding]:
@@ -200,8 +198,7 @@ def probed(worker: WatchedWorker, subject: str) -> list[Finding]:
         worker.start()
         found = worker.hello
     except EdgepruneError as error:
-        why = f"{error.what}: {error.why}" if error.why else error.what
-        return [Finding(subject=subject, severity="problem", found=why, mend=error.next_step)]
+        return [Finding.of_error(subject, error)]
     finally:
         worker.close()
     gpu = f"{found['gpu']}, compute capability {found['compute_capability']}, {found['memory_mib']} MiB"

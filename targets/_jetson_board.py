@@ -69,12 +69,25 @@ done
 exit 0
 """
 
-_LEASE = r"""
+PLAIN_LOCK = r"""
+plain() { [ -f "$lock" ] && [ ! -L "$lock" ] && [ "$(stat -c %h -- "$lock")" = 1 ]; }
+"""
+"""Tells whether a lock is a plain file with one name; nothing of it is opened, for a pipe would wait."""
+
+_LEASE = (
+    r"""
 lock=$1 note=$2 wait=$3 clocks=$4 store=$5
-[ -e "$lock" ] || (umask 0; : >> "$lock") 2> /dev/null
+[ -e "$lock" ] || [ -L "$lock" ] || (umask 0; set -C; : > "$lock") 2> /dev/null
+"""
+    + PLAIN_LOCK
+    + r"""
+[ -e "$lock" ] || [ -L "$lock" ] || { echo NOLOCK; exit 3; }
+plain || { echo STRANGE; exit 3; }
 exec 9< "$lock" || { echo NOLOCK; exit 3; }
-flock -w "$wait" 9 || { printf 'BUSY %s\n' "$(head -c 200 "$lock" | tr -d '\000\n')"; exit 75; }
-printf '%s\n' "$note" | dd of="$lock" conv=nocreat status=none 2> /dev/null
+flock -w "$wait" 9 || { printf 'BUSY %s\n' "$(head -c 200 <&9 | tr -d '\000\n')"; exit 75; }
+[ "$(stat -c '%d %i %h' -- "$lock")" = "$(stat -L -c '%d %i 1' /proc/self/fd/9)" ] && [ -f /proc/self/fd/9 ] \
+  || { echo STRANGE; exit 3; }
+printf '%s\n' "$note" | dd of=/proc/self/fd/9 conv=nocreat status=none 2> /dev/null
 if [ "$clocks" = yes ] && sudo -n jetson_clocks --store "$store" < /dev/null > /dev/null 2>&1; then
   exec 8> >(exec setsid bash -c 'cat; sudo -n jetson_clocks --restore "$1" < /dev/null' restore "$store" \
     > /dev/null 2>&1 9<&-)
@@ -83,7 +96,15 @@ fi
 echo HELD
 exec sleep infinity
 """
-"""Holds the lock until it is ended. Clocks that it pinned are put back by a process that outlives it."""
+)
+"""Holds the lock until it is ended. Clocks that it pinned are put back by a process that outlives it.
+
+Everybody on the board may write to the folder of the lock, and the lock may be another user's by design: all who
+measure share it. So whose it is does not matter, but what it is does: never a link and never a second name of another
+file, for the holder's name is written into it. It is made only where nothing is (`set -C` is O_EXCL, which follows no
+link), and what is written goes to the file that was opened and looked at, whatever stands at its path by then. Another
+user can still keep it locked or take it away, as they can use the GPU without it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +287,22 @@ def take_lock(
             why=f"its lock is held: {said.partition('BUSY ')[2] or 'by somebody who left no name'}",
             next_step="wait until it is free, then run the command again",
         )
+    if "STRANGE" in said:
+        raise strange_lock(ssh, lock)
     raise DeviceLost(
         f"{ssh.name} cannot be locked",
         why=job.stderr.strip()[-200:] or "flock failed",
         next_step=f"see who may write {lock}",
+    )
+
+
+def strange_lock(ssh: _ssh.Ssh, lock: str) -> DeviceLost:
+    """Return the error of a lock that is a link, has a second name, or is no file."""
+    return DeviceLost(
+        f"{ssh.name} cannot be locked",
+        why=f"{lock} is no plain file of its own: through a link, what is written there would go into another file",
+        next_step=f"see who put it there, then remove it: ssh {ssh.address.login} ls -l {lock}; or name another file "
+        'in the options of all who share the board: lock = "/run/lock/another.lock"',
     )
 
 

@@ -8,7 +8,6 @@ device/timing.cache                 what the builder learnt there
 
 import json
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from edgeprune.artifact import Artifact
 from edgeprune.errors import BundleError, DeviceLost
+from edgeprune.scratch import Scratch
 from edgeprune.target import Selftest
 
 from . import _jetson_store, _ssh  # noqa: TID251 private parts of this adapter
@@ -74,8 +74,8 @@ def selftest(
             why="it could do anything on the board that you can",
             next_step="if you trust who made the bundle: the same command with --trust-runner",
         )
-    with store.job() as job, tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "bundle.tar"
+    with store.job() as job, Scratch("bundle") as folder:
+        archive = folder / "bundle.tar"
         _pack(bundle, archive)
         store.ssh.put(archive, f"{job}/bundle.tar", limit_s=60 + archive.stat().st_size / 2**19)
         unpacked = store.ssh.run(["tar", "-C", job, "-xf", f"{job}/bundle.tar"], limit_s=120)

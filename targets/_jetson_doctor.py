@@ -10,6 +10,19 @@ from edgeprune.target import Finding
 
 from . import _jetson_board, _jetson_options, _ssh  # noqa: TID251 private parts of this adapter
 
+STRANGE = 76
+_LOOK_AT_LOCK = (
+    r"""
+lock=$1
+[ -e "$lock" ] || [ -L "$lock" ] || exit 0
+"""
+    + _jetson_board.PLAIN_LOCK
+    + r"""
+plain || exit 76
+flock -n -s "$lock" true || { head -c 200 "$lock" | tr -d "\n"; exit 75; }
+"""
+)
+
 
 def examine(profile: Profile) -> list[Finding]:
     """Return what is in order and what is missing on the way to the board and on it, holding nothing."""
@@ -36,8 +49,7 @@ def _note(subject: str, found: str, mend: str = "") -> Finding:
 
 
 def _problem(subject: str, error: EdgepruneError) -> Finding:
-    found = f"{error.what}: {error.why}" if error.why else error.what
-    return Finding(subject=subject, severity="problem", found=found, mend=error.next_step)
+    return Finding.of_error(subject, error)
 
 
 def _examine_board(profile: Profile, options: Mapping[str, Any], ssh: _ssh.Ssh) -> list[Finding]:
@@ -70,8 +82,9 @@ def _examine_tool(ssh: _ssh.Ssh, board: _jetson_board.Board, wanted: str) -> Fin
 
 
 def _examine_lock(ssh: _ssh.Ssh, lock: str) -> Finding:
-    script = '[ ! -e "$1" ] || flock -n -s "$1" true || { head -c 200 "$1" | tr -d "\\n"; exit 75; }'
-    done = ssh.run(["bash", "-c", script, "lock", lock], limit_s=20)
+    done = ssh.run(["bash", "-c", _LOOK_AT_LOCK, "lock", lock], limit_s=20)
+    if done.rc == STRANGE:
+        return _problem("lock", _jetson_board.strange_lock(ssh, lock))
     if done.rc == 75:
         return _note("lock", f"in use now: {done.said}", mend="wait until it is free")
     return _ok("lock", "free")

@@ -19,11 +19,7 @@ def address_of(profile: Profile) -> _ssh.Address:
         ProfileError: if the profile does not say, or says what is no address.
     """
     if profile.address is None:
-        raise ProfileError(
-            f"target {profile.name!r} has no address",
-            why="a Jetson is reached through ssh",
-            next_step=f'put into edgeprune.toml, below [targets.{profile.name}]: address = "{_ssh_address.EXAMPLE}"',
-        )
+        raise _ssh_address.missing(profile.name, "a Jetson is reached through ssh")
     return _ssh.Address.parse(profile.address)
 
 

@@ -51,10 +51,23 @@ find graphs engines -type f -printf '%A@ %s %p\n' | sort -rn | while read -r _ s
 done
 """
 
+_SWEEP = r"""
+cd -- "$1/jobs" || exit 0
+for each in */; do
+  each=${each%/}
+  [ ! -d "$each" ] || [ -L "$each" ] || (exec 7< "$each" && flock -n 7 && rm -rf -- "$each")
+done
+exit 0
+"""
+"""Removes the folders of jobs that are dead: a job and all that it started hold a lock on theirs, see `_RUN`. One that
+is used by several jobs in turn is free between them, but then its host has the board's lock, and here we have it.
+Where a folder cannot be locked, as on NFS, age alone decides."""
+
 _RUN = r"""
 boot=$2 marker=$3 cap=$4 keep=$5 place=$6 count=$7
 [ "$keep" = yes ] || { mkdir -- "$1" && trap 'cd / && rm -rf -- "$1"' EXIT; }
-cd -- "$1" || exit 96
+cd -- "$1" && exec 7< . || exit 96
+flock -n 7 2> /dev/null
 names=("${@:8:count}"); command=("${@:8+count}")
 head -c 100 "$boot"
 "${command[@]}" < /dev/null 2>&1 | head -c "$cap" > log.txt; rc=${PIPESTATUS[0]}
@@ -150,7 +163,7 @@ class Store:
         return f"{self._root}/timing/{self.key}.cache"
 
     def make(self) -> None:
-        """Make the folders and sweep what others left behind more than a day ago.
+        """Make the folders and sweep what others left behind more than a day ago, even what is not provably dead.
 
         Raises:
             DeviceLost: if they cannot be made.
@@ -158,6 +171,10 @@ class Store:
         done = self._do(_MAKE, self._root, self.key)
         if done.rc != 0:
             raise DeviceLost(f"{self.ssh.name}: {self._root} cannot be made", why=done.said)
+
+    def sweep(self) -> None:
+        """Remove what dead jobs left, whenever they died; whoever calls it holds the board's lock."""
+        self._do(_SWEEP, self._root)
 
     def _do(self, script: str, *arguments: str, stdin: bytes = b"", limit_s: float = HOUSEKEEPING_S) -> "_ssh.Done":
         return self.ssh.run(["bash", "-c", script, "store", *arguments], limit_s=limit_s, stdin=stdin)

@@ -12,7 +12,6 @@ import os
 import random
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeprune.scratch import Scratch
 from edgeprune.statistics import band
 
 from ._blocks import Row, alternate, block_of, columns, model_bytes, noise_like, quiet, warm_up  # noqa: TID251
@@ -263,7 +263,7 @@ class Worker:
 
     def layers(self, request: Mapping[str, Any]) -> dict[str, float]:
         """Return the node names that the runtime reports → nanoseconds of one call."""
-        with tempfile.TemporaryDirectory() as folder:
+        with Scratch("profile") as folder:
             engine = Engine(request["model"], self.threads, f"{folder}/profile")
             with quiet():
                 call_s, *_ = self._warmed(engine)

@@ -29,6 +29,7 @@ from typing import IO, Self
 
 from edgeprune.canonical import file_sha256
 from edgeprune.errors import DeviceLost, EdgepruneError, ProfileError, StorageFull
+from edgeprune.scratch import Scratch
 
 from ._ssh_address import Address  # noqa: TID251 private part of this adapter
 from ._ssh_job import (  # noqa: TID251 private part of this adapter
@@ -106,7 +107,7 @@ class Ssh:
     def __init__(self, address: Address, files: Mapping[str, str] | None = None) -> None:
         self.address = address
         self._files = {name: _existing(name, path) for name, path in (files or {}).items()}
-        self._folder: Path | None = None
+        self._scratch: Scratch | None = None
         self._master: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._jobs: list[Job] = []
@@ -137,8 +138,8 @@ class Ssh:
         """
         if shutil.which("ssh") is None or shutil.which("sftp") is None:
             raise ProfileError("ssh is not installed", next_step="sudo apt-get install openssh-client")
-        self._folder = _short_folder()
-        self._errors = (self._folder / "errors").open("w+b")
+        self._scratch = _short_folder()
+        self._errors = (self._scratch.path / "errors").open("w+b")
         try:
             own = ["ssh", "-oControlMaster=yes", "-oControlPersist=no", "-oClearAllForwardings=yes", *self._options()]
             ready = "echo EDGEPRUNE_READY; exec cat > /dev/null"  # ends with its input, which ends with this process
@@ -225,9 +226,9 @@ class Ssh:
             close_quietly(master.stdout)
         close_quietly(self._errors)
         self._errors = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -311,6 +312,12 @@ class Ssh:
         next_step = f"see whether the board is on and on the network: ssh {self.address.login} true"
         return DeviceLost(f"{self.name} was lost while {doing}", why=why, next_step=next_step)
 
+    @property
+    def _folder(self) -> Path:
+        """Return our folder here; there is one for as long as there is a connection."""
+        assert self._scratch is not None
+        return self._scratch.path
+
     # -- files ----------------------------------------------------------------------------------------------------
 
     def put(self, local: Path, remote: str, *, limit_s: float) -> None:
@@ -322,7 +329,6 @@ class Ssh:
         """
         part = remote_path(f"{remote}.part")
         self._insist(f"copying {local.name}")
-        assert self._folder is not None
         link = self._folder / f"out-{secrets.token_hex(4)}"  # a name that sftp does not expand
         link.symlink_to(local.resolve())
         try:
@@ -370,7 +376,6 @@ class Ssh:
             raise DeviceLost(f"{self.name}: {source} cannot be read", why=done.said)
         if size > cap:
             raise DeviceLost(f"{self.name}: {source} has {size} bytes", why=f"at most {cap} are taken")
-        assert self._folder is not None
         part = self._folder / f"in-{secrets.token_hex(4)}"
         try:
             status, words = self._sftp(f"get {source} {part.name}", limit_s, file_cap=size)
@@ -386,7 +391,6 @@ class Ssh:
     def _sftp(self, line: str, limit_s: float, *, file_cap: int) -> tuple[int, str]:
         """Return exit status and last words of sftp after one line; it cannot write a file longer than `file_cap`."""
         self._insist(line.split()[0])
-        assert self._folder is not None
         host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
         words = ["sftp", "-q", "-b", "-", *_JOIN_ONLY, *self._options(), "--", host]
         with tempfile.TemporaryFile() as said:
@@ -447,7 +451,6 @@ class Ssh:
 
     def _options(self) -> list[str]:
         """Return the options of every client. Of two settings ssh takes the first, so these go before the user's."""
-        assert self._folder is not None
         files, address = self._files, self.address
         config = ["-F", files["config_file"]] if "config_file" in files else []
         key = ["-i", files["identity_file"], "-oIdentitiesOnly=yes"] if "identity_file" in files else []
@@ -502,13 +505,13 @@ def _existing(option: str, path: str) -> str:
     return str(file)
 
 
-def _short_folder() -> Path:
+def _short_folder() -> Scratch:
     """Return a new private folder whose path leaves room for a socket in it."""
     for parent in (tempfile.gettempdir(), "/var/tmp"):  # noqa: S108 a private folder is made in it
-        folder = Path(tempfile.mkdtemp(prefix="edgeprune-", dir=parent))
-        if len(os.fsencode(folder)) < SOCKET_PATH_CAP:
-            return folder
-        folder.rmdir()
+        scratch = Scratch("ssh", Path(parent))
+        if len(os.fsencode(scratch.path)) < SOCKET_PATH_CAP:
+            return scratch
+        scratch.close()
     raise ProfileError("no folder for a socket", why="the paths of temporary folders are too long")
 
 

@@ -52,6 +52,21 @@ class Address:
         return f"{port}{self.user}@{self.host}" if self.user else f"{port}{self.host}"
 
 
+def missing(name: str, why: str, example: str = EXAMPLE) -> ProfileError:
+    """Return the error of a target that is reached through ssh and does not say where it is.
+
+    Args:
+        name: of the target.
+        why: it needs an address.
+        example: of one.
+    """
+    return ProfileError(
+        f"target {name!r} has no address",
+        why=why,
+        next_step=f'put into edgeprune.toml, below [targets.{name}]: address = "{example}"',
+    )
+
+
 def _host(text: str, host: str) -> str:
     if not host.startswith("["):
         if not _HOST.fullmatch(host):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from edgeprune.errors import DeviceLost, ProfileError
+from edgeprune.scratch import Scratch
 from edgeprune.target import Selftest
 
 from ._ssh import Ssh, remote_path  # noqa: TID251 private parts of this adapter
@@ -122,7 +123,7 @@ class ChildBoard:
         self._arch, self._cpu = arch, cpu
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._door: Door | None = None
 
     @property
@@ -172,17 +173,17 @@ class ChildBoard:
         if self._errors is not None:
             self._errors.close()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
         self._process, self._folder, self._door, self._errors = None, None, None, None
 
     def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-board-", ignore_cleanup_errors=True)
+        self._folder = Scratch("board")
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed with the server
         key = secrets.token_hex(16)
         command = [*self._command(programs(self._arch)), "--port", "0", "--until-stdin-closes"]
         try:
             self._process = subprocess.Popen(
-                [*command, "--folder", f"{self._folder.name}/uploads"],
+                [*command, "--folder", f"{self._folder.path}/uploads"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -307,8 +308,8 @@ class SshBoard:
                 self._ssh.run(["rm", "-rf", "--", place], limit_s=60)
 
     def _selftest_in(self, place: str, bundle: Path) -> Selftest:
-        with tempfile.TemporaryDirectory(prefix=BUNDLE_FOLDER) as folder:
-            whole = Path(folder) / "bundle.tar"
+        with Scratch("bundle") as folder:
+            whole = folder / "bundle.tar"
             with tarfile.open(whole, "w") as archive:
                 archive.add(bundle, "bundle")
             self._ssh.put(whole, f"{place}/bundle.tar", limit_s=SELFTEST_LIMIT_S)

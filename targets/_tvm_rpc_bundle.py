@@ -13,11 +13,13 @@ device/README.txt           how
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune import __version__
 from edgeprune.artifact import Artifact
 from edgeprune.canonical import file_sha256
 from edgeprune.errors import BundleError, CompileError, ProfileError
@@ -38,6 +40,12 @@ ENGINE = "tvm-so"
 
 GRAPH = "onnx"
 """Kind of those that ONNX Runtime takes as they are."""
+
+
+PROGRAM_READ = 64 << 20
+"""Bytes of a program that are searched for its compiler's name."""
+
+_COMPILERS = re.compile(rb"(?:GCC: \([ -~]{1,80}?\)|clang version) [0-9][0-9.]{0,20}")
 
 
 def shipped(arch: str) -> dict[str, Path]:
@@ -82,14 +90,45 @@ def check_trust(bundle: Path, engine: Artifact, arch: str) -> None:
     if engine.kind != GRAPH:
         ours["device/engine.so"] = engine.path
     theirs = {str(each.relative_to(bundle)) for each in (bundle / "device").rglob("*") if each.is_file()}
-    for name in sorted((ours.keys() | theirs) - {f"device/{README}"}):
-        path = ours.get(name)
-        if path is None or not (bundle / name).is_file() or file_sha256(bundle / name) != file_sha256(path):
-            raise BundleError(
-                f"{name} of the bundle is not what this edgeprune would have put there",
-                why="it runs on the board with your rights",
-                next_step="if you trust whoever made the bundle: edgeprune verify --trust-runner",
-            )
+    names = sorted((ours.keys() | theirs) - {f"device/{README}"})
+    strange = [name for name in names if not _same(bundle / name, ours.get(name))]
+    if strange:
+        author = json.loads((bundle / "manifest.json").read_bytes())["versions"].get("edgeprune", "?")
+        versions = f"the bundle is by edgeprune {author}, this is edgeprune {__version__}"
+        raise BundleError(
+            f"{', '.join(strange)} of the bundle {'is' if len(strange) == 1 else 'are'} not what this edgeprune would "
+            "have put there, so nothing of it was run",
+            why="; ".join([*(_difference(bundle / name, ours.get(name), name) for name in strange), versions]),
+            next_step="it would run on the board with your rights: if you trust whoever made the bundle, "
+            "edgeprune verify --trust-runner; else run its deploy again here, or verify it where edgeprune and the "
+            "compiler are those that made it",
+        )
+
+
+def _same(theirs: Path, ours: Path | None) -> bool:
+    return ours is not None and theirs.is_file() and file_sha256(theirs) == file_sha256(ours)
+
+
+def _difference(theirs: Path, ours: Path | None, name: str) -> str:
+    """Return what tells a file of a bundle from ours; what it says of its compiler is its own word."""
+    if ours is None:
+        return f"this edgeprune puts no {name} there"
+    if not theirs.is_file():
+        return f"{name} is missing"
+    sides = f"{name} has SHA-256 {file_sha256(theirs)[:12]}..., ours {file_sha256(ours)[:12]}..."
+    if not name.startswith("device/bin/"):
+        return sides
+    maker, builder = compiler_of(theirs), compiler_of(ours)
+    if maker == builder:
+        return f"{sides}, both built by {builder}, so from other sources"
+    return f"{sides}; it was built by {maker}, ours by {builder}, and another compiler gives other bytes"
+
+
+def compiler_of(program: Path) -> str:
+    """Return the compiler that a program says it was built by: compilers leave their name in it (ELF, .comment)."""
+    with program.open("rb") as file:
+        found = _COMPILERS.findall(file.read(PROGRAM_READ))
+    return str(found[-1].decode("ascii")) if found else "a compiler it does not name"
 
 
 def answered(bundle: Path, model: Artifact, run: "Callable[[Artifact, Arrays], Arrays]") -> Selftest:

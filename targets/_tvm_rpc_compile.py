@@ -9,21 +9,26 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from edgeprune.canonical import digest
 from edgeprune.errors import CompileError, CorruptArtifact
 
 from ._tvm.cache import KernelCache  # noqa: TID251 private parts of this adapter
-from ._tvm.cpus import cpu_of  # noqa: TID251
+from ._tvm.cpus import Cpu, cpu_of  # noqa: TID251
 from ._tvm.engine import script_of, write_engine  # noqa: TID251
 from ._tvm.lower import lower  # noqa: TID251
 from ._tvm.program import Program  # noqa: TID251
+from ._tvm.records import Records  # noqa: TID251
+from ._tvm.tuning import Search  # noqa: TID251
+from ._tvm.winners import chosen  # noqa: TID251
 
 
-def compiled(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
+def compiled(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Path:
     """Return the engine file of a graph; the same graph and settings always give the same bytes.
 
     Args:
         model: "path", "sha256" and "inputs" of the ONNX file.
         settings: "arch", "cpu" and "precision" of the profile; "engines" and "kernels": folders.
+        tuning: "trials" of each kernel, and "board", a name of the kind of board; what they found is used, if anything.
 
     Raises:
         CompileError: if the graph cannot be read or has no kernels.
@@ -31,13 +36,39 @@ def compiled(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
         ProfileError: if no kernels are made for such a CPU.
     """
     path = Path(model["path"])
-    cpu = cpu_of(settings["arch"], settings["cpu"], settings["precision"])
-    program = lower(_graph(path, model["sha256"]), cpu)
-    _check_inputs(program, model["inputs"])
+    program, cpu = _lowered(model, settings)
+    if tuning:
+        program = chosen(program, cpu, _records(settings, tuning), int(tuning["trials"]), model["sha256"])
     engine = Path(settings["engines"]) / _file_name(path, model["sha256"])
     kernels = KernelCache(folder=Path(settings["kernels"])).objects(program, cpu)
     write_engine(engine, script=script_of(program), constants=program.blob(), kernels=kernels, arch=settings["arch"])
     return engine
+
+
+def searched(model: Mapping[str, Any], settings: Mapping[str, Any], tuning: Mapping[str, Any]) -> Search:
+    """Return the search for faster kernels of a graph; arguments and errors are those of `compiled`."""
+    program, cpu = _lowered(model, settings)
+    return Search(
+        program=program,
+        cpu=cpu,
+        arch=settings["arch"],
+        records=_records(settings, tuning),
+        graph=model["sha256"],
+        trials=int(tuning["trials"]),
+        kernels=KernelCache(folder=Path(settings["kernels"])),
+        folder=Path(settings["engines"]),
+    )
+
+
+def _records(settings: Mapping[str, Any], tuning: Mapping[str, Any]) -> Records:
+    return Records(folder=Path(settings["kernels"]) / "tuning" / digest(tuning["board"])[:16])
+
+
+def _lowered(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Program, Cpu]:
+    cpu = cpu_of(settings["arch"], settings["cpu"], settings["precision"])
+    program = lower(_graph(Path(model["path"]), model["sha256"]), cpu)
+    _check_inputs(program, model["inputs"])
+    return program, cpu
 
 
 def _file_name(path: Path, sha256: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from edgeprune.errors import ProfileError
 from edgeprune.profile import Profile
 
-from . import _ssh  # noqa: TID251 private parts of this adapter
+from . import _ssh, _ssh_address  # noqa: TID251 private parts of this adapter
 from ._tvm_rpc_board import BOARD_PORT, Board, ChildBoard, SshBoard, TcpBoard, tcp_port  # noqa: TID251
 from ._tvm_rpc_runtime import AUTO, ONNXRUNTIME, TVM  # noqa: TID251
 from ._yardstick import SLOW_LIMIT  # noqa: TID251
@@ -44,6 +44,7 @@ _OPTIONS: dict[str, tuple[Any, Test, str]] = {
     "busy_wait_s": (BUSY_WAIT_S, _number(0), "a number of seconds from 0"),
     "cooldown_limit_s": (COOL_LIMIT_S, _number(0), "a number of seconds from 0"),
     "slow_limit": (SLOW_LIMIT, _number(1.000001), "a number above 1"),
+    "tune": (0, _whole(0, 10_000), "a number of trials, 0: none"),
     "server_port": (BOARD_PORT, _whole(1, 65535), "a port"),
     **dict.fromkeys(_ssh.FILE_OPTIONS, (None, lambda value: isinstance(value, str), _A_FILE)),
 }
@@ -71,7 +72,22 @@ def options_of(profile: Profile) -> dict[str, Any]:
             why="ONNX Runtime runs the graph as it is, in fp32",
             next_step='set runtime = "tvm" or precision = "fp32"',
         )
+    _check_tuning(profile, found)
     return found
+
+
+def _check_tuning(profile: Profile, options: Mapping[str, Any]) -> None:
+    if options["tune"] and options["board"] == "emulated":
+        raise ProfileError(
+            f"profile {profile.name!r}: kernels cannot be tuned on an emulated board",
+            why="it counts instructions, and the fastest schedule is not the one with the fewest",
+            next_step="leave out --tune, or tune on the board itself",
+        )
+    if options["tune"] and options["runtime"] == ONNXRUNTIME:
+        raise ProfileError(
+            f"profile {profile.name!r}: ONNX Runtime's kernels cannot be tuned",
+            next_step='leave out --tune, or set runtime = "tvm" or "auto"',
+        )
 
 
 def board_of(profile: Profile, options: Mapping[str, Any]) -> Board:
@@ -89,8 +105,4 @@ def board_of(profile: Profile, options: Mapping[str, Any]) -> Board:
         return ChildBoard(profile.arch, options["cpu"])
     if options["board"] == "local":
         return ChildBoard(profile.arch, None)
-    raise ProfileError(
-        f"target {profile.name!r} has no address",
-        why="this profile is of a board of its own",
-        next_step=f'put into edgeprune.toml, below [targets.{profile.name}]: address = "ssh://user@board"',
-    )
+    raise _ssh_address.missing(profile.name, "this profile is of a board of its own", "ssh://me@pi.local")

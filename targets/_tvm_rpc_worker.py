@@ -29,17 +29,20 @@ from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.errors import CorruptArtifact, EdgepruneError, ProfileError, StorageFull
+from edgeprune.errors import CorruptArtifact, DeviceLost, EdgepruneError, ProfileError, StorageFull
 
 from . import _serve  # noqa: TID251 a private part of the adapters
 from ._serve import RefusedError  # noqa: TID251
 from ._tvm import engine as engines  # noqa: TID251
+
+if TYPE_CHECKING:
+    from ._tvm_rpc_search import Tuning  # noqa: TID251
 
 PROTOCOL = 2
 """Of the functions of the board's server, see kProtocol in deploy/arm/desk.h."""
@@ -77,7 +80,12 @@ KINDS = {
 }
 """What the board calls a refusal → what it is for us, see `_worker.REFUSALS`."""
 
-BLAMED: Mapping[type[EdgepruneError], str] = {CorruptArtifact: "corrupt", ProfileError: "profile", StorageFull: "full"}
+BLAMED: Mapping[type[EdgepruneError], str] = {
+    CorruptArtifact: "corrupt",
+    DeviceLost: "machine",  # no memory left to compile in
+    ProfileError: "profile",
+    StorageFull: "full",
+}
 """Error of ours → what it is called between the processes; any other is the candidate's."""
 
 
@@ -380,6 +388,7 @@ class Worker:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
         self._line = Line()
+        self._tuning: Tuning | None = None
         self._verbs = {
             "facts": self.facts,
             "time": self.time,
@@ -388,6 +397,7 @@ class Worker:
             "compile": self.compile,
             "check": self.check,
             "bring": self.bring,
+            "tune": self.tune,
         }
 
     def answer(
@@ -410,7 +420,16 @@ class Worker:
         """Write the engine of a graph and return where it lies."""
         from ._tvm_rpc_compile import compiled  # noqa: TID251 brings all of TVM along
 
-        return {"path": str(compiled(request["model"], self._settings))}
+        return {"path": str(compiled(request["model"], self._settings, request.get("tuning")))}
+
+    def tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what is told of the task before, and return the next one of the search for faster kernels of a graph."""
+        from ._tvm_rpc_compile import searched  # noqa: TID251 brings all of TVM along
+        from ._tvm_rpc_search import Tuning  # noqa: TID251
+
+        if self._tuning is None or "told" not in request:
+            self._tuning = Tuning(searched(request["model"], self._settings, request["tuning"]))
+        return self._tuning.next(request.get("told"))
 
     def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Load a graph into the board's ONNX Runtime."""

@@ -67,16 +67,14 @@ def examine(profile: Profile) -> list[Finding]:
     try:
         _options(profile)
     except ProfileError as error:
-        return [
-            Finding(subject="options", severity="problem", found=str(error), mend="change [options] of the profile")
-        ]
+        return [Finding.of_error("options", error, mend="change [options] of the profile")]
     note = Finding(subject="formula", severity="note", found="no device: latencies are computed, not timed")
     return [note, _needs("onnx"), _needs("onnxruntime")]
 
 
 def _needs(package: str) -> Finding:
     if importlib.util.find_spec(package) is None:
-        return Finding(subject=package, severity="problem", found="not installed", mend=f"pip install {package}")
+        return Finding.not_installed(package, f"pip install {package}")
     return Finding(subject=package, severity="ok", found=version(package))
 
 

@@ -253,7 +253,7 @@ def examine(profile: Profile) -> list[Finding]:
 
 def _runtime() -> Finding:
     if importlib.util.find_spec("onnxruntime") is None:
-        return Finding(subject="onnxruntime", severity="problem", found="not installed", mend="pip install onnxruntime")
+        return Finding.not_installed("onnxruntime", "pip install onnxruntime")
     return Finding(subject="onnxruntime", severity="ok", found=version("onnxruntime"))
 
 
@@ -265,8 +265,8 @@ def _cpu(profile: Profile) -> list[Finding]:
     try:
         _pinned(_options(profile))
     except ProfileError as error:
-        mend = error.next_step or "change [options] of the profile, or the affinity (taskset -p) of this shell"
-        findings.append(Finding(subject="options", severity="problem", found=f"{error.what}: {error.why}", mend=mend))
+        mend = "change [options] of the profile, or the affinity (taskset -p) of this shell"
+        findings.append(Finding.of_error("options", error, mend=mend))
     return findings
 
 

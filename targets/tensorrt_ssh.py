@@ -28,9 +28,9 @@ import getpass
 import math
 import os
 import random
+import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +43,7 @@ from edgeprune.artifact import Artifact
 from edgeprune.errors import CompileError, DeviceBusy, DeviceLost, EdgepruneError, ProfileError, StorageFull, Unstable
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.profile import Profile
+from edgeprune.scratch import Scratch
 from edgeprune.target import Finding, Selftest, Target
 
 from . import (  # noqa: TID251 private parts of this adapter
@@ -121,7 +122,7 @@ class TensorrtSsh:
         self._options = _jetson_options.options_of(profile)
         self._address = _jetson_options.address_of(profile)
         self._open: _Open | None = None
-        self._folder: Path | None = None
+        self._folder: Scratch | None = None
         self._typed: dict[str, Artifact] = {}
         self._yardstick = _yardstick.Yardstick(float(self._options["slow_limit"]))
 
@@ -171,6 +172,7 @@ class TensorrtSsh:
             pin_clocks=bool(self._options["pin_clocks"]),
             store=f"{board.cache}/clocks",
         )
+        store.sweep()
         return _Open(ssh=ssh, lease=lease, board=board, tool=tool, store=store, pinned_by_us=pinned, engines={})
 
     def _look(self, ssh: _ssh.Ssh) -> _jetson_board.Board:
@@ -202,7 +204,7 @@ class TensorrtSsh:
         """Give the board back and remove what was kept here."""
         self._leave()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
             self._folder = None
         self._typed.clear()
 
@@ -254,12 +256,12 @@ class TensorrtSsh:
 
     def _own_folder(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="edgeprune-typed-"))
-        return self._folder
+            self._folder = Scratch("typed")
+        return self._folder.path
 
     def _forget_old(self) -> None:
         """Remove typed graphs that were not asked for in a long time; one that is asked for again is made again."""
-        mine = [each for each in self._typed.items() if self._folder and self._folder in each[1].path.parents]
+        mine = [each for each in self._typed.items() if self._folder and self._folder.path in each[1].path.parents]
         total = sum(each.path.stat().st_size for _, each in mine)
         while len(mine) > TYPED_KEPT and total > TYPED_CAP_MIB << 20:
             source, oldest = mine.pop(0)
@@ -552,12 +554,12 @@ class TensorrtSsh:
         """Return the outputs of one call on the board, by name."""
         _insist_on_inputs(engine, inputs)
         outputs = _output_names(engine)
-        with self._on_board(f"running {engine.path.name}") as held, tempfile.TemporaryDirectory() as folder:
+        with self._on_board(f"running {engine.path.name}") as held, Scratch("run") as folder:
             level = int(self._options["builder_level_search"])
             here = self._engine(held, engine, level)
             with held.store.job() as job:
                 for place, value in enumerate(inputs.values()):
-                    raw = Path(folder) / f"in{place}.bin"
+                    raw = folder / f"in{place}.bin"
                     raw.write_bytes(_raw(value, held.tool.version.major))
                     held.ssh.put(raw, f"{job}/in{place}.bin", limit_s=120)
                 given = {name: f"in{place}.bin" for place, name in enumerate(inputs)}
@@ -571,7 +573,7 @@ class TensorrtSsh:
                 if files:
                     found = _read(held, _trtexec_log.outputs_from_json, ran.files["out.json"])
                 else:
-                    found = self._raw_outputs(held, job, Path(folder))
+                    found = self._raw_outputs(held, job, folder)
         return _by_name(found, outputs, held.ssh.name)
 
     def _raw_outputs(self, held: _Open, job: str, folder: Path) -> "dict[str, NDArray[Any]]":
@@ -597,7 +599,8 @@ class TensorrtSsh:
 
     def package(self, engine: Artifact) -> Mapping[str, Path]:
         """Return what runs `engine` on a board like this one without edgeprune: name below ``device/`` → file."""
-        folder = Path(tempfile.mkdtemp(dir=self._own_folder()))
+        folder = self._own_folder() / f"package-{secrets.token_hex(8)}"
+        folder.mkdir()
         with self._on_board(f"packaging {engine.path.name}") as held:
             here = self._engine(held, engine, int(self._options["builder_level"]))
             facts = {

@@ -13,6 +13,7 @@
     time_limit_s = 120      # of one request, beyond the sampling it is asked for
     busy_wait_s = 10        # for a board that somebody else holds
     cooldown_limit_s = 600  # for a board that is hotter than cooldown_c
+    tune = 0                # trials of a search for a faster schedule of each kernel, see docs/tuning.md
     slow_limit = 1.3        # the sentinel this much slower than before: the measurement is refused as Unstable
 
     # edgeprune.toml
@@ -38,7 +39,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
@@ -46,6 +46,7 @@ from edgeprune.errors import CompileError, CorruptArtifact, DeviceLost, Edgeprun
 from edgeprune.measurement import Calls, Measurement, Sampling, Session
 from edgeprune.metric import EMULATED_INSTRUCTIONS, LATENCY
 from edgeprune.profile import Profile
+from edgeprune.scratch import Scratch
 from edgeprune.target import Finding, Selftest, Target
 
 from ._engine_cache import kept_in  # noqa: TID251
@@ -62,6 +63,7 @@ from ._tvm_rpc_runtime import (  # noqa: TID251
     choice_from,
     note_of,
 )
+from ._tvm_rpc_tune import Tries, tune  # noqa: TID251
 from ._worker import WatchedWorker  # noqa: TID251
 from ._yardstick import Yardstick  # noqa: TID251
 
@@ -112,7 +114,7 @@ class TvmRpc:
         self._options = options_of(profile)
         self._board = board_of(profile, self._options)
         kernels = kept_in("tvm")
-        self._folder = TemporaryDirectory(prefix="edgeprune-engines-", ignore_cleanup_errors=True)
+        self._folder = Scratch("engines")
         self._worker = WatchedWorker(
             "TVM",
             "_tvm_rpc_worker",
@@ -120,12 +122,13 @@ class TvmRpc:
                 "arch": profile.arch,
                 "cpu": self._options["cpu"],
                 "precision": profile.precision,
-                "engines": self._folder.name,
+                "engines": str(self._folder.path),
                 "kernels": str(kernels),
             },
             limit_s=float(self._options["time_limit_s"]),
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._kind = ""
         self._sentinels: dict[str, Calls] = {}
         self._choice: Choice | None = None
         self._graphs: dict[str, Artifact] = {}
@@ -159,7 +162,7 @@ class TvmRpc:
         """Give the board back, and end what runs here."""
         self._worker.close()
         self._board.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     def compile(self, graph: Artifact) -> Artifact:
         """Return the engine for an ONNX graph: made on this machine by TVM, or the graph itself for ONNX Runtime.
@@ -183,10 +186,24 @@ class TvmRpc:
             engine = replace(graph, kind=GRAPH)
             self._ask({"do": "check", "engine": self._sent(engine), "inputs": inputs}, doing)
             return engine
-        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph)}, doing)
+        reply, _ = self._worker.ask({"do": "compile", "model": _model(graph), "tuning": self._tuning()}, doing)
         engine = Artifact.of(Path(reply["path"]), kind=ENGINE, inputs=graph.inputs)
         self._make_room(engine.path)
         return engine
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        """Look for faster kernels of `graph` on the board, as `edgeprune.target.Tuner` says."""
+        tuning = self._tuning()
+        if tuning and not (self._choice and self._choice.chosen == ONNXRUNTIME):
+            tries = Tries(
+                ask=self._worker.ask, layers=self._layers, run=self.run, timed=self._timed, forget=self._facts
+            )
+            tune(graph.check(), {"do": "tune", "model": _model(graph), "tuning": tuning}, tries, progress)
+
+    def _tuning(self) -> dict[str, Any] | None:
+        """Return what a search for faster kernels is told, None if there is to be none."""
+        trials = self._options["tune"]
+        return {"trials": trials, "board": self._kind} if trials else None
 
     def _chosen(self, graph: Artifact) -> Choice:
         """Return the runtime that is faster for `graph`: as it was found before, or found now."""
@@ -410,6 +427,7 @@ class TvmRpc:
     def _facts(self, forget: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return what the board says of itself, once that fits the profile."""
         facts, _ = self._ask({"do": "facts", "forget": list(forget)}, "asking the board what it is")
+        self._kind = _what(facts)
         if facts.get("machine") != self._profile.arch:
             raise ProfileError(
                 f"the board is {facts.get('machine')!r}, profile {self._profile.name!r} is for {self._profile.arch}",
@@ -452,7 +470,7 @@ class TvmRpc:
 
     def _make_room(self, newest: Path) -> None:
         """Remove the engines that were used longest ago where there are too many of them."""
-        engines = sorted(Path(self._folder.name).glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
+        engines = sorted(self._folder.path.glob("*.so"), key=lambda each: each.stat().st_mtime_ns)
         excess = sum(each.stat().st_size for each in engines) - ENGINES_KEPT
         for each in engines:
             if excess > 0 and each != newest:
@@ -572,19 +590,19 @@ def examine(profile: Profile) -> list[Finding]:
     findings = [_runtime()]
     try:
         options = options_of(profile)
+        board_of(profile, options)  # says if the profile names none
         findings += [_linker(profile.arch), *_own_programs(profile, options)]
         if any(each.severity == "problem" for each in findings):
             return findings
         return [*findings, *_board_findings(profile)]
     except EdgepruneError as error:
-        found = f"{error.what}: {error.why}" if error.why else error.what
-        mend = error.next_step or "change the profile, or its table in edgeprune.toml"
-        return [*findings, Finding(subject="board", severity="problem", found=found, mend=mend)]
+        mend = "change the profile, or its table in edgeprune.toml"
+        return [*findings, Finding.of_error("board", error, mend=mend)]
 
 
 def _runtime() -> Finding:
     if any(importlib.util.find_spec(each) is None for each in PACKAGES):
-        return Finding(subject="tvm", severity="problem", found="not installed", mend="pip install 'edgeprune[tvm]'")
+        return Finding.not_installed("tvm", "pip install 'edgeprune[tvm]'")
     return Finding(subject="tvm", severity="ok", found=version("apache-tvm"))
 
 
@@ -593,7 +611,7 @@ def _linker(arch: str) -> Finding:
     found = next((path for each in wanted if (path := shutil.which(each))), None)
     if found is None:
         mend = f"sudo apt-get install binutils-{arch.replace('_', '-')}-linux-gnu"
-        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend)
+        return Finding(subject="linker", severity="problem", found=f"none for {arch}", mend=mend, blame="user")
     return Finding(subject="linker", severity="ok", found=found)
 
 

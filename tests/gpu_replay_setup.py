@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
+
+from edgeprune.scratch import Scratch
 
 HERE = Path(__file__).parent / "gpu_replay"
 
@@ -23,8 +24,9 @@ built = pytest.mark.skipif(
 @cache
 def libraries() -> Path:
     """Return the folder of libcuda.so.1 and libnvidia-ml.so.1, built once in a test session."""
-    folder = Path(mkdtemp(prefix="edgeprune-replay-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    scratch = Scratch("replay")
+    atexit.register(scratch.close)
+    folder = scratch.path
     for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
         command = ["cc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", folder / name, HERE / "driver.c"]
         subprocess.run(command, check=True, timeout=120)

@@ -251,6 +251,8 @@ def test_the_version_is_said(edgeprune: Command, tmp_path: Path) -> None:
         ["nope"],
         ["verify"],
         ["measure", "--seconds", "0", "a.onnx"],
+        ["measure", "--tune", "-1", "a.onnx"],
+        ["deploy", "--tune", "some"],
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(edgeprune: Command, tmp_path: Path, arguments: list[str]) -> None:
@@ -394,12 +396,60 @@ def test_a_device_that_cannot_be_had_is_exit_code_3(edgeprune: Command, project:
         lock.release()
 
 
-def test_the_doctor_leaves_with_3_if_something_is_missing(edgeprune: Command, project: Path) -> None:
+def problems(said: Said) -> list[dict[str, str]]:
+    assert said.envelope["status"] == "failed"
+    return [each for each in said.envelope["data"]["findings"] if each["severity"] == "problem"]
+
+
+def test_the_doctor_leaves_with_3_if_the_device_is_missing(edgeprune: Command, project: Path) -> None:
     """And names the mend."""
-    changed(project, "block = 8", "block = -8")
-    said = edgeprune(project, "doctor", "-c", "edgeprune.toml", "--target", "toy", "--json")
-    assert (said.code, said.envelope["status"]) == (3, "failed")
-    assert [each["mend"] for each in said.envelope["data"]["findings"] if each["severity"] == "problem"] != [""]
+    table = '[targets.away]\nprofile = "raspberry-pi-5"\naddress = "tcp://127.0.0.1:1"\n'
+    (project / "edgeprune.toml").write_text((project / "edgeprune.toml").read_text() + table)
+    said = edgeprune(project, "doctor", "-c", "edgeprune.toml", "--target", "away", "--json")
+    assert said.code == 3
+    assert [(each["blame"], bool(each["mend"])) for each in problems(said)] == [("lab", True)]
+
+
+WRONG_TARGETS = {
+    "rover": ('profile = "jetson-orin-nano"', "below [targets.rover]: address = "),
+    "arm": ('profile = "raspberry-pi-5"', "below [targets.arm]: address = "),
+    "fast": ('profile = "jetson-orin-nano"\naddress = "ssh://me@orin.local"\noptions = {speed = 9}', "'speed'"),
+    "quick": ('profile = "raspberry-pi-5"\naddress = "ssh://me@pi.local"\noptions = {speed = 9}', "'speed'"),
+    "odd": ('profile = "host"\noptions = {speed = 9}', "'speed'"),
+    "small": ('profile = "formula"\noptions = {block = -8}', "block"),
+}
+"""Target → what its table says, and what a refusal of it names."""
+
+
+@pytest.mark.parametrize("target", WRONG_TARGETS)
+def test_a_target_that_is_described_wrongly_is_exit_code_2_whoever_finds_it(
+    edgeprune: Command, project: Path, target: str
+) -> None:
+    """Alone, among several, and by the doctor."""
+    table, named = WRONG_TARGETS[target]
+    path = project / "edgeprune.toml"
+    path.write_text(f"{path.read_text()}\n[targets.{target}]\n{table}\n")
+    for more in ([], ["--target", "toy"])[0 if target in ("rover", "small") else 1 :]:
+        words = ["deploy", "-c", "edgeprune.toml", "--target", target, *more, "--out", "dist-wrong"]
+        refused = edgeprune(project, *words, "--json", "--quiet").refusal("ProfileError", 2)
+        assert named in " ".join(refused.values())
+    said = edgeprune(project, "doctor", "-c", "edgeprune.toml", "--target", target, "--json")
+    assert said.code == 2
+    assert [each["blame"] for each in problems(said)] == ["user"]
+    assert named in json.dumps(problems(said))
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano", "raspberry-pi-5"])
+def test_a_board_without_an_address_is_told_where_to_put_one(edgeprune: Command, tmp_path: Path, name: str) -> None:
+    (problem,) = problems(edgeprune(tmp_path, "doctor", "--target", name, "--json"))
+    assert problem["found"].startswith(f"target '{name}' has no address")
+    assert problem["mend"].startswith(f'put into edgeprune.toml, below [targets.{name}]: address = "ssh://me@')
+
+
+def test_a_target_that_nobody_described_is_told_how_to_describe_one(edgeprune: Command, tmp_path: Path) -> None:
+    refused = edgeprune(tmp_path, "doctor", "--target", "rover", "--json").refusal("ProfileError", 2)
+    assert "jetson-orin-nano" in refused["why"]
+    assert 'or describe it in edgeprune.toml, below [targets.rover]: profile = "ONE OF THEM"' in refused["next"]
 
 
 def scribbled(path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from contract import TargetContract, convnet, quick
@@ -128,6 +128,32 @@ def large(tmp_path: Path) -> Artifact:
 
 def boards_of(fleet: Fleet, engine: Artifact, reference: Artifact, count: int) -> list[str]:
     return [fleet.measure(engine, quick(reference, seed=seed)).conditions["board"] for seed in range(count)]
+
+
+class Tuned(Watched):
+    """A board that writes down what it tuned."""
+
+    graphs: ClassVar[list[str]] = []
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        self.graphs.append(graph.sha256)
+        progress(1.0, "")
+
+
+def test_one_board_tunes_for_all_and_boards_that_cannot_are_left_alone(tmp_path: Path, small: Artifact) -> None:
+    @contextmanager
+    def opened(profile: Profile) -> Iterator[Target]:
+        with open_target(replace(profile, address=None)) as target:
+            yield Tuned(target, profile, Faults())
+
+    Tuned.graphs.clear()
+    shares: list[float] = []
+    with open_fleet(boards(*NAMES), opened, leases=tmp_path / "leases") as fleet:
+        fleet.tune(small, lambda share, _: shares.append(share))
+    assert (Tuned.graphs, shares) == ([small.sha256], [1.0])
+    with open_fleet(boards(*NAMES), lambda each: open_target(replace(each, address=None)), leases=tmp_path) as fleet:
+        fleet.tune(small, lambda share, _: shares.append(share))
+    assert shares == [1.0]
 
 
 # -- a fleet is a target ---------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ Opening hashes every byte: a bundle in hand is whole. Whether it still does what
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from edgeprune.manifest import (
 )
 from edgeprune.measurement import Measurement
 from edgeprune.parity_vectors import Array, from_npy
+from edgeprune.scratch import Scratch
 from edgeprune.signature import input_specs, read_signature
 
 _NEXT = "copy the bundle again from where it was made; do not trust this copy"
@@ -118,9 +118,11 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     if path.is_dir():
         yield check_bundle(path)
     elif path.is_file():
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-            top = read_archive(path, Path(folder))
-            bundle = check_bundle(Path(folder))
+        with Scratch("bundle") as above:
+            folder = above / "bundle"
+            folder.mkdir()
+            top = read_archive(path, folder)
+            bundle = check_bundle(folder)
             if bundle.manifest.name != top:
                 raise BundleError(f"{path.name} holds {bundle.manifest.name!r} in a folder {top!r}", next_step=_NEXT)
             yield bundle

@@ -10,8 +10,9 @@ import shlex
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -39,6 +40,10 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="one JSON object on standard output, progress on standard error")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+TuneOption = Annotated[
+    int | None,
+    typer.Option("--tune", help="trials of a faster schedule for each kernel, on boards of adapter tvm_rpc", min=0),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="any setting, for example --set search.trials=60", show_default=False)
 ]
@@ -105,6 +110,7 @@ def deploy(
     strategy: Annotated[str | None, typer.Option("--strategy", help="ddpg, sac, uniform or random")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="candidates to measure")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of the search")] = None,
+    tune: TuneOption = None,
     settings: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of resuming")] = False,
     as_json: JsonOption = False,
@@ -125,7 +131,9 @@ def deploy(
             "search.trials": trials,
             "search.seed": seed,
         }
-        loaded, progress = _config(config, settings, overrides), watch(quiet=quiet)
+        names = target or ["host"]
+        options = {each: {"tune": tune or None} for each in names if tune is not None}
+        loaded, progress = _config(config, settings, overrides, options), watch(quiet=quiet)
         with _Stop() as stop:
             requests = [
                 Request(
@@ -137,7 +145,7 @@ def deploy(
                     stop=stop.check,
                     fresh=fresh,
                 )
-                for each in target or ["host"]
+                for each in names
             ]
             return _deployed(requests)
 
@@ -150,6 +158,7 @@ def measure(
     target: TargetOption = "host",
     config: ConfigOption = None,
     seconds: Annotated[float, typer.Option("--seconds", help="of sampling, for each model", min=0.2)] = 3.0,
+    tune: TuneOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -159,7 +168,7 @@ def measure(
         from edgeprune.comparison import compare
         from edgeprune.progress import watch
 
-        boards = _boards(config, target)
+        boards = _boards(config, target, tune)
         with watch(quiet=quiet).stage("measure", total=max(1, len(models) - 1)) as stage:
             results = compare(
                 models,
@@ -187,6 +196,7 @@ def verify(
     trust_runner: Annotated[
         bool, typer.Option("--trust-runner", help="run a runner.py this edgeprune does not know")
     ] = False,
+    tune: TuneOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: every byte, the answers, the runner's self-test, and the latency measured again."""
@@ -198,7 +208,7 @@ def verify(
 
         with open_bundle(bundle) as whole:  # first: a device that cannot be had must not hide a changed file
             parent = whole.manifest.parent_sha256
-        boards = _boards(config, target) if target else _own_boards(bundle, config)
+        boards = _boards(config, target, tune) if target else _own_boards(bundle, config, tune)
         with open_boards(boards) as device:
             report = check(
                 bundle,
@@ -257,11 +267,10 @@ def doctor(
     """Say what is missing on this machine and on a target, and the command that mends it."""
 
     def act() -> tuple[Json, int]:
-        from edgeprune.inspection import examine
+        from edgeprune.inspection import examine, exit_code
 
         findings = examine(_boards(config, target))
-        problems = any(each["severity"] == "problem" for each in findings)
-        return {"target": target, "findings": findings}, 3 if problems else 0
+        return {"target": target, "findings": findings}, exit_code(findings)
 
     _run("doctor", act, as_json, _print_findings)
 
@@ -295,11 +304,16 @@ def _deployed(requests: list[Any]) -> tuple[Json, int]:
 # -- what they share ------------------------------------------------------------------------------------------------
 
 
-def _config(path: Path | None, settings: list[str] | None, overrides: Mapping[str, object]) -> Any:
+def _config(
+    path: Path | None,
+    settings: list[str] | None,
+    overrides: Mapping[str, object],
+    options: Mapping[str, Mapping[str, object]] | None = None,
+) -> Any:
     from edgeprune.intake.config import load_config
 
     given = {name: value for name, value in overrides.items() if value is not None}
-    return load_config(_found(path), {**_assignments(settings or []), **given})
+    return load_config(_found(path), {**_assignments(settings or []), **given}, options)
 
 
 def _found(path: Path | None) -> Path | None:
@@ -325,18 +339,29 @@ def _value(text: str) -> object:
         return text
 
 
-def _boards(config: Path | None, target: str) -> Any:
+def _boards(config: Path | None, target: str, tune: int | None = None) -> Any:
     """Return the profile of a target once for each board it lists."""
     from edgeprune.intake.config import load_devices
 
-    return load_devices(_found(config)).boards(target)
+    return _tuned(load_devices(_found(config)).boards(target), tune)
 
 
-def _own_boards(bundle: Path, config: Path | None) -> Any:
+def _tuned(profiles: Iterable[Any], tune: int | None) -> tuple[Any, ...]:
+    """Return the profiles with the option that ``--tune`` stands for, without it for 0."""
+    if tune is None:
+        return tuple(profiles)
+    option = {"tune": tune} if tune else {}
+    return tuple(
+        replace(each, options={**{name: value for name, value in each.options.items() if name != "tune"}, **option})
+        for each in profiles
+    )
+
+
+def _own_boards(bundle: Path, config: Path | None, tune: int | None) -> Any:
     """Return the boards of the target that a bundle was made for: all that are listed under that name here."""
     from edgeprune.verify import own_profile
 
-    known = _profiles(config)
+    known = _tuned(_profiles(config), tune)
     profile = own_profile(bundle, known)
     same = {each.address: each for each in known if (each.name, each.digest) == (profile.name, profile.digest)}
     return tuple(each for address, each in same.items() if address or len(same) == 1)

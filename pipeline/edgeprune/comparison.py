@@ -20,6 +20,7 @@ from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import unit_of
 from edgeprune.profile import Profile
 from edgeprune.statistics import Interval
+from edgeprune.target import Target, Tuner
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and how many there are."""
@@ -101,7 +102,7 @@ def compare(
     report = progress or _silent
     graphs = [read_graph(path) for path in paths]
     with open_boards(boards) as target:
-        reference, *others = [target.compile(each) for each in graphs]
+        reference, *others = [_engine(target, each, report) for each in graphs]
         candidates = others or [reference]
         sampling = _sampling(reference, seconds, confidence, seed)
         results = []
@@ -111,6 +112,12 @@ def compare(
             results.append(_comparison(paths[0], (paths[1:] or paths)[done], seen, confidence))
         report("", len(candidates), len(candidates))
     return results
+
+
+def _engine(target: Target, graph: Artifact, report: Progress) -> Artifact:
+    if isinstance(target, Tuner):
+        target.tune(graph, lambda share, note: report(f"{graph.path.name}, tuning {share:.0%}, {note}", 0, 1))
+    return target.compile(graph)
 
 
 _ONNX = "give the path of an ONNX file, such as model.onnx of a bundle or baseline.onnx of a run"

@@ -22,7 +22,7 @@ from edgeprune.errors import DeviceBusy, DeviceLost, LabError, ProfileError, Uns
 from edgeprune.lease import POLL_S, Lease
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.profile import Profile, at_address
-from edgeprune.target import Finding, Packager, Selftest, Target, examine_target, open_target
+from edgeprune.target import Finding, Packager, Selftest, Target, Tuner, examine_target, open_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,6 +185,15 @@ class Fleet:
     def run(self, engine: Artifact, inputs: "Mapping[str, NDArray[Any]]") -> "Mapping[str, NDArray[Any]]":
         """Return the outputs of one call on some board, by name."""
         return self._on_some_board(lambda board, target: target.run(_engine(board, target, engine), inputs))
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        """Look for faster kernels of a graph on one of the boards; those of its kind share what was found."""
+
+        def searched(_board: Board, target: Target) -> None:
+            if isinstance(target, Tuner):
+                target.tune(graph, progress)
+
+        self._on_some_board(searched)
 
     def package(self, engine: Artifact) -> Mapping[str, Path]:
         """Return what a bundle holds for such a board, from one of them; nothing if they hold nothing."""

@@ -1,12 +1,12 @@
 """What there is to prune and where it could run: the reading behind `space`, `doctor` and `targets`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import EdgepruneError, ProfileError
+from edgeprune.errors import EdgepruneError, LabError, ProfileError, UserError
 from edgeprune.profile import Profile, load_profile, profile_names
 from edgeprune.target import Finding, examine_target
 
@@ -52,6 +52,14 @@ def examine(boards: Sequence[Profile]) -> list[dict[str, str]]:
     several = len(boards) > 1
     found = [_of(board, each, several) for board in boards for each in examine_target(board)]
     return [asdict(each) for each in (_python(), _torch(), *found)]
+
+
+def exit_code(findings: Sequence[Mapping[str, str]]) -> int:
+    """Return what the doctor leaves with, the code of whoever must act first: wrong settings are the user's."""
+    blamed = {each["blame"] for each in findings if each["severity"] == "problem"}
+    if not blamed:
+        return 0
+    return UserError.exit_code if UserError.blame in blamed else LabError.exit_code
 
 
 def _of(board: Profile, finding: Finding, several: bool) -> Finding:

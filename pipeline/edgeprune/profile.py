@@ -166,7 +166,8 @@ def _read(name: str) -> dict[str, object]:
             raise ProfileError(
                 f"unknown target {name!r}",
                 why=f"shipped profiles are {', '.join(profile_names())}",
-                next_step="name one of them, or give the path of a profile ending in .toml",
+                next_step="name one of them, give the path of a profile ending in .toml, or describe it in "
+                f'edgeprune.toml, below [targets.{name}]: profile = "ONE OF THEM"',
             )
         return tomllib.loads(shipped.read_text(encoding="utf-8"))
     except OSError as error:

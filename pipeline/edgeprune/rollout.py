@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeprune.deploy import deploy
-from edgeprune.errors import ConfigError, DeviceLost, EdgepruneError, Interrupted
+from edgeprune.errors import ConfigError, DeviceLost, EdgepruneError, Interrupted, ProfileError, UserError
 from edgeprune.outcome import Outcome
 from edgeprune.stages.prepare import Request
 from edgeprune.target import Finding, examine_target
@@ -51,7 +51,7 @@ def roll_out(requests: Sequence[Request], done: Callable[[Result], None] = lambd
 
     Raises:
         ConfigError: if a target is named twice.
-        ProfileError: if a profile cannot be read; nothing was started.
+        ProfileError: if a profile cannot be read or a target is described wrongly; nothing was started.
         DeviceLost: if a target is not ready; nothing was started.
         Interrupted: if the user stopped; the same requests continue.
     """
@@ -74,7 +74,8 @@ def _check_ready(requests: Sequence[Request]) -> None:
     """Check every target before the first search: a typing error in the last must not be found out after hours."""
     found = [(each.target, _problems(each)) for each in requests]
     if missing := [(target, problems) for target, problems in found if problems]:
-        raise DeviceLost(
+        users = any(each.blame == UserError.blame for _, problems in missing for each in problems)
+        raise (ProfileError if users else DeviceLost)(
             f"{', '.join(repr(target) for target, _ in missing)} cannot be measured on, so nothing was started",
             why="; ".join(
                 f"{target}: {each.subject}: {each.found}" for target, problems in missing for each in problems

@@ -7,7 +7,7 @@ An adapter is a module `edgeprune.targets.<adapter>` (or an entry point of group
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from edgeprune.artifact import Artifact
-from edgeprune.errors import ProfileError
+from edgeprune.errors import EdgepruneError, LabError, ProfileError, UserError
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.profile import Profile
 
@@ -99,18 +99,61 @@ class Packager(Protocol):
         ...
 
 
+@runtime_checkable
+class Tuner(Protocol):
+    """What a target offers beside `Target` if it can look for faster kernels of a graph."""
+
+    def tune(self, graph: Artifact, progress: Callable[[float, str], None]) -> None:
+        """Make `compile` return the fastest engine that a search found; nothing changes if the profile asks for none.
+
+        What was tried is kept: a search that was ended goes on where it was.
+
+        Args:
+            graph: an ONNX graph.
+            progress: told which share of the search is done, from 0 to 1, and a word on it.
+
+        Raises:
+            CompileError: if the runtime refuses the graph.
+            DeviceLost, DeviceBusy: if the device is gone.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One line of `edgeprune doctor`: what was looked at, what was found, and the command that mends it.
 
     Attributes:
         severity: "ok", "note" (worth knowing) or "problem" (the target does not work until it is mended).
+        blame: of a problem: "user" if the request, its settings or what is installed is wrong, else "lab".
     """
 
     subject: str
     severity: str
     found: str
     mend: str = ""
+    blame: str = ""
+
+    def __post_init__(self) -> None:
+        """Blame the device or the machine for a problem that nobody else is blamed for."""
+        if self.severity == "problem" and not self.blame:
+            object.__setattr__(self, "blame", LabError.blame)
+
+    @classmethod
+    def not_installed(cls, package: str, command: str) -> "Finding":
+        """Return that a package is missing here, and the command that installs it."""
+        return cls(subject=package, severity="problem", found="not installed", mend=command, blame=UserError.blame)
+
+    @classmethod
+    def of_error(cls, subject: str, error: EdgepruneError, *, mend: str = "") -> "Finding":
+        """Return the problem that an error tells of, which whoever opens the target would meet.
+
+        Args:
+            mend: what to do if the error does not say.
+        """
+        found = f"{error.what}: {error.why}" if error.why else error.what
+        blame = UserError.blame if isinstance(error, UserError) else LabError.blame
+        return cls(subject=subject, severity="problem", found=found, mend=error.next_step or mend, blame=blame)
 
 
 def load_adapter(name: str) -> ModuleType:

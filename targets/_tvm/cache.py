@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import CompileError, DeviceLost, EdgepruneError, StorageFull
+from edgeprune.scratch import Scratch
 
 from .cpus import Cpu
 from .program import Kernel, Program
@@ -72,7 +73,7 @@ class KernelCache:
         digest = hashlib.sha256(content).hexdigest().encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, digest + b"\n" + content)
+            write_whole(path, digest + b"\n" + content)
             self._shrink(keep=path)
         except OSError as error:
             raise StorageFull(
@@ -111,7 +112,7 @@ def _read(path: Path) -> bytes | None:
     return content
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
@@ -132,8 +133,8 @@ def object_of(name: str, kernel: Kernel, cpu: Cpu) -> bytes:
         StorageFull: if there is no room for a temporary file.
     """
     try:
-        with COMPILING, tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.o"
+        with COMPILING, Scratch("kernel") as folder:
+            path = folder / "kernel.o"
             library(name, kernel, cpu).write_to_file(str(path), "o")
             return path.read_bytes()
     except (MemoryError, OSError, RuntimeError, ValueError, TypeError) as error:  # tvm's own errors derive from these

@@ -16,11 +16,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from edgeprune.errors import CompileError, CorruptArtifact, EdgepruneError, ProfileError
+from edgeprune.scratch import Scratch
 
 if TYPE_CHECKING:
     from .program import Program
@@ -115,7 +115,7 @@ def script_of(program: "Program") -> Script:
     for buffer in program.buffers:
         place = {"constant": 0, "arena": 1}.get(buffer.space, len(regions))
         if place == len(regions):  # each input and each output is a memory of its own
-            regions.append(Region(kind=buffer.space, size=_bytes_of(buffer.dtype, buffer.shape)))
+            regions.append(Region(kind=buffer.space, size=bytes_of(buffer.dtype, buffer.shape)))
         slots.append(Slot(region=place, offset=buffer.offset, dtype=buffer.dtype, shape=tuple(buffer.shape)))
     return Script(
         regions=tuple(regions),
@@ -126,7 +126,8 @@ def script_of(program: "Program") -> Script:
     )
 
 
-def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
+def bytes_of(dtype: str, shape: Sequence[int]) -> int:
+    """Return the bytes of a dense tensor."""
     return BYTES[dtype] * math.prod(shape)
 
 
@@ -175,8 +176,7 @@ def write_engine(path: Path, *, script: Script, constants: bytes, kernels: Mappi
         ProfileError: if this machine has no linker for `arch`.
     """
     assembler, linker = (_tool(name, arch) for name in ("as", "ld"))
-    with TemporaryDirectory(prefix="edgeprune-link-") as folder:
-        here = Path(folder)
+    with Scratch("link") as here:
         (here / "constants").write_bytes(constants)
         (here / "program").write_text(script.text(), encoding="ascii")
         (here / "parts.s").write_text(_PARTS, encoding="ascii")

@@ -28,12 +28,13 @@ class Kernel:
 
     Attributes:
         func: TVM's PrimFunc as TE made it, not yet scheduled; arguments: what is read, constants, what is written.
-        plan: which schedule it gets. A tuned schedule would replace it: whoever holds one for `name` may schedule
-            `func` by it in place of `schedule.scheduled`.
+        plan: which schedule it gets.
+        trace: JSON of the TVM trace of a tuned schedule, which is replayed in place of the plan's; empty: the plan's.
     """
 
     func: Any
     plan: Plan
+    trace: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,22 @@
 A stage is recognised by its name: `sum` is the contraction or window, `out` the result; any other is copied or reduced
 before them.
 
-A tuned schedule would take the place of `scheduled` for one kernel; it needs a kernel name of its own, by which object
-code is cached.
+A tuned kernel carries the trace of another schedule, which takes the place of this one, and a name of its own, by which
+object code is cached; see `winners`.
 """
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from .cpus import Cpu
 from .program import Kernel
 from .tensorir import s_tir, tvm
+from .tiles import Plan, Tile
+
+Order = Literal["oyx", "yox", "yxo"]
+"""How tiles follow each other, outermost first: blocks of channels, rows, pixels of a row."""
 
 VERSION = 2
 """To be raised with every change of what a plan is scheduled to: object code is cached by it."""
@@ -25,24 +31,47 @@ UNROLLED_TAPS = 7
 """Window widths up to this one are unrolled."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a tiled kernel leaves open.
+
+    Attributes:
+        tile: results that stay in registers.
+        order: how tiles follow each other.
+        unrolled: a contraction's small reduction loops are written out, as a window's always are.
+    """
+
+    tile: Tile
+    order: Order = "oyx"
+    unrolled: bool = False
+
+
 def scheduled(kernel: Kernel, cpu: Cpu) -> Any:
     """Return the kernel's PrimFunc with its loops in order, ready to be compiled."""
-    loops = _Loops(kernel, cpu)
-    if kernel.plan.kind == "map":
+    schedule = s_tir.Schedule(tvm.IRModule({"main": kernel.func}))
+    if kernel.trace:
+        s_tir.schedule.Trace.apply_json_to_schedule(json.loads(kernel.trace), schedule)
+    else:
+        arrange(schedule, kernel.plan, cpu, Choice(tile=kernel.plan.tile))
+    return schedule.mod["main"]
+
+
+def arrange(schedule: Any, plan: Plan, cpu: Cpu, choice: Choice) -> None:
+    """Put the loops of a TVM schedule of "main" in order; a plan of kind "map" leaves no choice."""
+    loops = _Loops(schedule, plan, cpu)
+    if plan.kind == "map":
         loops.every_stage()
     else:
-        loops.tiled()
-    return loops.schedule.mod["main"]
+        loops.tiled(choice)
 
 
 class _Loops:
     """One kernel while its loops are put in order."""
 
-    def __init__(self, kernel: Kernel, cpu: Cpu) -> None:
-        self.schedule = s_tir.Schedule(tvm.IRModule({"main": kernel.func}))
-        self._plan, self._cpu = kernel.plan, cpu
-        root = self.schedule.get_sblock("root")
-        self._names = [self.schedule.get(each).name_hint for each in self.schedule.get_child_blocks(root)]
+    def __init__(self, schedule: Any, plan: Plan, cpu: Cpu) -> None:
+        self.schedule, self._plan, self._cpu = schedule, plan, cpu
+        root = schedule.get_sblock("root")
+        self._names = [schedule.get(each).name_hint for each in schedule.get_child_blocks(root)]
 
     def every_stage(self, *, but: Sequence[str] = ()) -> None:
         """Make each stage's last axis a vector, and reductions run around it."""
@@ -84,30 +113,35 @@ class _Loops:
     def _extent(self, loop: Any) -> int:
         return int(self.schedule.get(loop).extent)
 
-    def tiled(self) -> None:
+    def tiled(self, choice: Choice) -> None:
         """Keep a tile of `sum` in registers while it is reduced."""
-        schedule, tile = self.schedule, self._plan.tile
+        schedule, tile = self.schedule, choice.tile
         total, out = schedule.get_sblock("sum"), schedule.get_sblock("out")
         n, o, y, x, lane, *reduced = schedule.get_loops(total)
         oo, oi = schedule.split(o, [None, tile.blocks])
         yo, yi = schedule.split(y, [None, tile.rows])
         xo, xi = schedule.split(x, [None, tile.pixels])
-        schedule.reorder(n, oo, yo, xo, *reduced, yi, xi, oi, lane)
+        tiles = {"o": oo, "y": yo, "x": xo}
+        schedule.reorder(n, *(tiles[each] for each in choice.order), *reduced, yi, xi, oi, lane)
         if self._plan.joined:
-            self._join(out, xo)
+            self._join(out, tiles[choice.order[-1]])
         if self._by_element(reduced):
             self._load_registers(total, reduced)
-        for loop in (oi, yi, xi, *self._taps(reduced)):
+        for loop in (oi, yi, xi, *self._taps(reduced, choice.unrolled)):
             schedule.unroll(loop)
         schedule.vectorize(lane)
         start = schedule.decompose_reduction(total, reduced[0])
         self._unroll_tail(start)
         self.every_stage(but=("sum", "out") if self._plan.joined else ("sum",))
 
-    def _taps(self, reduced: Sequence[Any]) -> Sequence[Any]:
+    def _taps(self, reduced: Sequence[Any], unrolled: bool) -> Sequence[Any]:
         """Return the reduction loops to unroll: neighbouring pixels of a window share what they load."""
         if self._plan.kind == "window":
             return [each for each in reduced if self._extent(each) <= UNROLLED_TAPS]
+        if unrolled:
+            inner = self._by_element(reduced)
+            small = [each for each in reduced[1:-1] if self._extent(each) <= UNROLLED_TAPS]
+            return [*small, *(reduced[-1:] if inner or self._extent(reduced[-1]) <= UNROLLED_TAPS else [])]
         return reduced[-1:] if self._by_element(reduced) else []
 
     def _by_element(self, reduced: Sequence[Any]) -> bool:

@@ -216,6 +216,32 @@ def test_a_target_table_overrides_a_profile(tmp_path: Path) -> None:
     assert config.profile("host").options["threads"] == 1
 
 
+def test_options_given_for_a_target_win_over_its_table_and_reach_no_other(tmp_path: Path) -> None:
+    text = MINIMAL + '[targets.box]\nprofile = "host"\noptions = {threads = 2, priority = "normal"}\n'
+    config = load_config(written(tmp_path, text), options={"box": {"threads": 1}, "arm-emulated": {"time_limit_s": 7}})
+    assert config.profile("box").options["threads"] == 1
+    assert config.profile("box").options["priority"] == "normal"
+    assert config.profile("arm-emulated").options["time_limit_s"] == 7
+    assert "time_limit_s" not in config.profile("host").options
+
+
+def test_an_option_that_is_given_as_none_is_as_if_it_were_not_in_the_table(tmp_path: Path) -> None:
+    text = MINIMAL + '[targets.box]\nprofile = "raspberry-pi-5"\noptions = {tune = 8}\n'
+    path = written(tmp_path, text)
+    assert load_config(path).profile("box").options["tune"] == 8
+    without = load_config(path, options={"box": {"tune": None}}).profile("box")
+    assert "tune" not in without.options
+    assert load_config(path, options={"host": {"tune": None}}).profile("host") == load_config(path).profile("host")
+
+
+@pytest.mark.parametrize("table", ["targets = 3", "[targets]\nbox = 3", "[targets.box]\noptions = 3"])
+def test_options_for_a_table_that_is_none_are_refused_in_words(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "edgeprune.toml"
+    path.write_text(f"{table}\n")
+    with pytest.raises(ConfigError, match="targets"):
+        load_config(path, {"model.factory": "model:net", "data.arrays": "data.npz"}, {"box": {"tune": 3}})
+
+
 def test_a_target_with_several_addresses_is_several_boards_of_one_kind(tmp_path: Path) -> None:
     table = '[targets.shelf]\nprofile = "host"\naddress = ["ssh://a.local", "ssh://b.local"]\n'
     config = load_config(written(tmp_path, MINIMAL + table))

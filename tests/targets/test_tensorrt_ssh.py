@@ -1,5 +1,6 @@
 """A Jetson over ssh, driven against a real OpenSSH server and the replay of its programs."""
 
+import fcntl
 import json
 import os
 import re
@@ -367,6 +368,19 @@ def test_a_link_cut_in_the_middle_is_a_lost_device_and_nothing_runs_on(
     board: ReplayBoard, net: Artifact, tmp_path: Path
 ) -> None:
     lose_while_timing(board, net, tmp_path, board.sshd.cut)
+    assert list((board.cache / "jobs").iterdir()) == []
+
+
+def test_a_running_job_holds_its_folder_until_it_is_dead(board: ReplayBoard, net: Artifact, tmp_path: Path) -> None:
+    held = []
+
+    def look_then_cut() -> None:
+        (folder,) = (board.cache / "jobs").iterdir()
+        held.append(subprocess.run(["flock", "-n", folder, "true"], check=False).returncode)
+        board.sshd.cut()
+
+    lose_while_timing(board, net, tmp_path, look_then_cut)
+    assert held == [1]
 
 
 def test_a_board_that_freezes_in_the_middle_is_a_lost_device(board: ReplayBoard, net: Artifact, tmp_path: Path) -> None:
@@ -478,6 +492,53 @@ def test_a_busy_board_is_said_to_be_busy_and_by_whom(board: ReplayBoard) -> None
         pass
 
 
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "pipe", "folder"])
+def test_a_lock_that_is_no_plain_file_of_its_own_is_refused_and_nothing_is_written_through_it(
+    board: ReplayBoard, tmp_path: Path, kind: str
+) -> None:
+    lock, precious = board.root / "run/lock/edgeprune.lock", tmp_path / "precious"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.unlink(missing_ok=True)
+    if kind != "link to nothing":
+        precious.write_text("mine")
+    make = {
+        "link": lambda: lock.symlink_to(precious),
+        "link to nothing": lambda: lock.symlink_to(precious),
+        "second name": lambda: lock.hardlink_to(precious),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(DeviceLost, match="cannot be locked") as caught, open_target(board.profile()):
+        pass
+    assert "is no plain file of its own" in caught.value.why
+    assert str(lock) in caught.value.next_step
+    (finding,) = [each for each in examine_target(board.profile()) if each.subject == "lock"]
+    assert (finding.severity, str(lock) in finding.mend) == ("problem", True)
+    assert precious.exists() == (kind != "link to nothing")
+    assert kind == "link to nothing" or precious.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user's file takes root to make: sudo make test")
+def test_a_lock_that_another_user_made_is_shared_with_them(board: ReplayBoard) -> None:
+    lock = board.root / "run/lock/edgeprune.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    os.chown(lock, 12345, 12345)
+    lock.chmod(0o666)
+    with open_target(board.profile()):
+        assert f"process {os.getpid()}" in lock.read_text()
+        assert subprocess.run(["flock", "-n", lock, "true"], check=False).returncode == 1
+    assert lock.stat().st_uid == 12345
+
+
+def test_a_new_lock_may_be_taken_by_every_user_of_the_board(board: ReplayBoard) -> None:
+    lock = board.root / "run/lock/edgeprune.lock"
+    lock.unlink(missing_ok=True)
+    with open_target(board.profile()):
+        assert lock.stat().st_mode & 0o777 == 0o666
+
+
 def test_a_gpu_that_somebody_uses_without_the_lock_is_busy(board: ReplayBoard) -> None:
     board.write("sys/class/devfreq/17000000.gpu/device/load", "613\n")
     with pytest.raises(DeviceBusy, match=r"61\.3 % busy"), open_target(board.profile()):
@@ -504,6 +565,31 @@ def test_a_killed_host_frees_the_board_and_puts_its_clocks_back(board: ReplayBoa
         host.kill()
     assert_deserted(board)
     assert (board.root / "sys/class/devfreq/17000000.gpu/min_freq").read_text() == "306000000\n"
+
+
+def test_the_folders_of_dead_jobs_are_swept_once_the_board_is_ours(board: ReplayBoard) -> None:
+    jobs, precious = board.cache / "jobs", board.root / "precious"
+    for name in ("dead", "alive"):
+        (jobs / name).mkdir(parents=True)
+        (jobs / name / "engine.part").write_text("part of one")
+    precious.mkdir(parents=True)
+    (jobs / "link").symlink_to(precious)
+    job = os.open(jobs / "alive", os.O_RDONLY)
+    fcntl.flock(job, fcntl.LOCK_EX)
+    with open_target(board.profile()):
+        assert {each.name for each in jobs.iterdir()} == {"alive", "link"}
+    os.close(job)
+    with open_target(board.profile()):
+        assert {each.name for each in jobs.iterdir()} == {"link"}
+    assert precious.is_dir()
+
+
+def test_nothing_is_swept_while_somebody_else_has_the_board(board: ReplayBoard) -> None:
+    with open_target(board.profile()):
+        (board.cache / "jobs" / "theirs").mkdir()
+        with pytest.raises(DeviceBusy), open_target(board.profile()):
+            pass
+        assert (board.cache / "jobs" / "theirs").is_dir()
 
 
 def test_a_changed_host_key_is_the_users_turn(board: ReplayBoard) -> None:

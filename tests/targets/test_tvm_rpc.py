@@ -504,7 +504,7 @@ def test_a_board_of_its_own_without_an_address_says_what_to_write() -> None:
     for name in ("raspberry-pi-4", "raspberry-pi-5", "rock-5b"):
         with pytest.raises(ProfileError, match="has no address") as caught, open_target(load_profile(name)):
             pass
-        assert 'address = "ssh://user@board"' in caught.value.next_step
+        assert 'address = "ssh://me@pi.local"' in caught.value.next_step
         assert any("has no address" in each.found for each in examine_target(load_profile(name)))
 
 

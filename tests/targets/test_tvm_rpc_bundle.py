@@ -18,13 +18,14 @@ from contract import convnet
 from small_bundle import contents
 from test_tvm_rpc import address, local
 
+from edgeprune import __version__
 from edgeprune.artifact import Artifact
 from edgeprune.bundle import check_bundle
 from edgeprune.errors import BundleError
 from edgeprune.pack import write_bundle
 from edgeprune.profile import Profile, load_profile
 from edgeprune.target import Packager, open_target
-from edgeprune.targets._tvm_rpc_bundle import answered
+from edgeprune.targets._tvm_rpc_bundle import answered, compiler_of
 from edgeprune.targets.tvm_rpc import TvmRpc
 
 pytest.importorskip("tvm", reason="pip install -e '.[tvm]'")
@@ -120,6 +121,63 @@ def test_code_that_is_not_ours_is_run_only_if_it_is_trusted(
     with pytest.raises(BundleError, match=f"device/{name} of the bundle is not what"):
         target.selftest(foreign, graph, trusted=False)
     assert target.selftest(foreign, graph, trusted=True).ok
+
+
+def another_compiler(program: Path, place: Path) -> Path:
+    """Write a program as another release of the same compiler would leave its name in it."""
+    content = program.read_bytes()
+    ours = compiler_of(program).encode()
+    assert content.count(ours) == 1
+    place.write_bytes(content.replace(ours, ours[:-1] + b"9" if ours[-1:] != b"9" else ours[:-1] + b"8"))
+    return place
+
+
+def test_a_runner_of_another_compiler_is_refused_in_words_that_say_so(
+    graph: Artifact, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    programs()
+    with open_target(local()) as opened:
+        assert isinstance(opened, TvmRpc)
+        device = dict(opened.package(opened.compile(graph)))
+        runner = "bin/edgeprune-run"
+        theirs = another_compiler(device[runner], tmp_path / "theirs")
+        foreign = bundle_of(tmp_path, opened, graph, wanted, device=device | {runner: theirs})
+        with pytest.raises(BundleError) as caught:
+            opened.selftest(foreign, graph, trusted=False)
+    maker, ours = compiler_of(theirs), compiler_of(device[runner])
+    assert maker != ours
+    assert maker.startswith("GCC: (")
+    assert f"it was built by {maker}, ours by {ours}, and another compiler gives other bytes" in caught.value.why
+    assert f"the bundle is by edgeprune {__version__}" in caught.value.why
+    assert "--trust-runner" in caught.value.next_step
+    assert "run its deploy again here" in caught.value.next_step
+    assert caught.value.exit_code == 4
+
+
+def test_every_file_that_differs_is_named_with_what_differs(
+    graph: Artifact, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    programs()
+    with open_target(local()) as opened:
+        assert isinstance(opened, TvmRpc)
+        device = dict(opened.package(opened.compile(graph)))
+        (tmp_path / "more").write_bytes(b"more")
+        (tmp_path / "run").write_bytes(device["bin/edgeprune-run"].read_bytes() + b"\0")
+        del device["board_run.py"]
+        strange = {"bin/edgeprune-run": tmp_path / "run", "bin/more": tmp_path / "more"}
+        foreign = bundle_of(tmp_path, opened, graph, wanted, device=device | strange)
+        with pytest.raises(BundleError) as caught:
+            opened.selftest(foreign, graph, trusted=False)
+    names = "device/bin/edgeprune-run, device/bin/more, device/board_run.py"
+    assert caught.value.what.startswith(f"{names} of the bundle are not what this edgeprune would have put there")
+    assert "so from other sources" in caught.value.why
+    assert "this edgeprune puts no device/bin/more there" in caught.value.why
+    assert "device/board_run.py is missing" in caught.value.why
+
+
+def test_a_program_that_names_no_compiler_is_said_to_name_none(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"\x7fELF" + b"GCC: (\x1b[2J) 1.2")
+    assert compiler_of(tmp_path / "program") == "a compiler it does not name"
 
 
 def test_the_same_model_gives_the_same_engine_every_time(target: TvmRpc, graph: Artifact, tmp_path: Path) -> None:

@@ -486,13 +486,18 @@ def load_devices(path: Path | None) -> Devices:
         raise config_error(error, Config, path.name if path else "the command line") from error
 
 
-def load_config(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, object] | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+) -> Config:
     """Return the configuration in the file at `path`, if one is given, under `overrides`.
 
     Args:
         path: of a TOML file.
         overrides: dotted name → value, for example {"budget.latency": "8ms"}; text is read as the setting wants it,
             None is passed over.
+        options: name of a target → options of its adapter, on top of those in the file; None takes one away.
 
     Raises:
         ConfigError: naming every setting that is missing, unknown or out of range.
@@ -501,6 +506,8 @@ def load_config(path: Path | None, overrides: Mapping[str, object] | None = None
     for name, value in (overrides or {}).items():
         if value is not None:
             _put(tree, name, value)
+    for target, given_options in (options or {}).items():
+        _put_options(tree, target, given_options)
     folder = (path.parent if path else Path.cwd()).resolve()
     try:
         return Config.model_validate(tree, context={"folder": folder})
@@ -535,6 +542,22 @@ def _put(tree: dict[str, Any], name: str, value: object) -> None:
         except ValueError as error:
             raise ConfigError(f"{name} is {str(value)!r}", why=str(error), next_step="write the path out") from error
     tree[key] = value
+
+
+def _put_options(tree: dict[str, Any], target: str, options: Mapping[str, object]) -> None:
+    """Set options of a target, whose name may hold dots, and take away those that are None.
+
+    A table that is none is complained of later.
+    """
+    table: object = tree
+    for name in ("targets", target, "options"):
+        if not isinstance(table, dict):
+            return
+        table = table.setdefault(name, {})
+    if isinstance(table, dict):
+        table |= options
+        for name in [each for each, value in table.items() if value is None]:
+            del table[name]
 
 
 def _exactly_one(section: Section, *names: str) -> None:

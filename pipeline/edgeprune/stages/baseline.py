@@ -17,7 +17,7 @@ from edgeprune.quality import Evaluator
 from edgeprune.quantities import three_digits
 from edgeprune.search.loop import Bench
 from edgeprune.stages.prepare import Prepared
-from edgeprune.target import Target
+from edgeprune.target import Target, Tuner
 from edgeprune.trial import Quality
 
 EVALUATION_BATCH = 250
@@ -37,6 +37,7 @@ def start_bench(prepared: Prepared, target: Target) -> tuple[Bench, Measurement]
     Raises:
         BudgetError: if the unpruned model meets the budget already, or milliseconds are asked of an emulator.
     """
+    look_for_faster_kernels(prepared, target, prepared.baseline)
     reference = prepared.insist(lambda: target.compile(prepared.baseline))
     timing = _baseline_timing(prepared, target, reference)
     evaluator, quality = _baseline_quality(prepared)
@@ -48,6 +49,22 @@ def start_bench(prepared: Prepared, target: Target) -> tuple[Bench, Measurement]
         weights=prepared.config.search.reward.to_weights(),
     )
     return _bench(prepared, target, evaluator, judge, reference), timing
+
+
+def look_for_faster_kernels(prepared: Prepared, target: Target, graph: Artifact) -> None:
+    """Let the target tune its kernels for `graph`, if its profile has the option ``tune``; a resumed run goes on."""
+    if not isinstance(target, Tuner) or not prepared.profile.options.get("tune"):
+        return
+    with prepared.progress.stage("tune the kernels", total=1.0) as stage:
+        done = 0.0
+
+        def told(share: float, note: str) -> None:
+            nonlocal done
+            stage.advance(max(0.0, share - done), note=note)
+            done = max(done, share)
+            prepared.request.stop()
+
+        prepared.insist(lambda: target.tune(graph, told))
 
 
 def _baseline_timing(prepared: Prepared, target: Target, reference: Artifact) -> Measurement:

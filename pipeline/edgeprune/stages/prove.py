@@ -18,7 +18,7 @@ from edgeprune.finetune import finetune
 from edgeprune.intake.images import ArraySet
 from edgeprune.measurement import Measurement
 from edgeprune.search.loop import Bench
-from edgeprune.stages.baseline import EVALUATION_BATCH, final_sampling
+from edgeprune.stages.baseline import EVALUATION_BATCH, final_sampling, look_for_faster_kernels
 from edgeprune.stages.prepare import Prepared
 from edgeprune.target import Packager, Target
 from edgeprune.tolerance import tolerances
@@ -86,6 +86,7 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
     """
     graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
     artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs, lasting=True)
+    look_for_faster_kernels(prepared, target, artifact)
     engine = prepared.insist(lambda: target.compile(artifact))
     images = prepared.splits.train.tensor(slice(0, PARITY_SAMPLES))  # validation may have fewer than a bundle records
     wanted = _answers(tuned.module, images)

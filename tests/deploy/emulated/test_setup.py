@@ -33,6 +33,18 @@ def test_what_is_built_already_is_found_at_once(arch: str) -> None:
     assert {each for each in found if not each.startswith("root/")} == held
 
 
+def test_the_same_compiler_gives_the_same_bytes_wherever_it_builds(tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "deploy"
+    shutil.copytree(SETUP.parents[1], copy)
+    command = ["sh", str(copy / "emulated" / "setup"), "--arch", HERE, "--cache", str(tmp_path / "another cache")]
+    done = subprocess.run([*command, "--python", sys.executable], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    here, there = programs(HERE), Path(done.stdout.splitlines()[-1])
+    held = [each.relative_to(here) for each in here.rglob("*") if each.is_file()]
+    assert len(held) == 7
+    assert [str(each) for each in held if (here / each).read_bytes() != (there / each).read_bytes()] == []
+
+
 def test_an_emulated_program_sees_an_arm_board_and_knows_that_it_is_none() -> None:
     root = programs("aarch64") / "root"
     assert "CPU part\t: 0xd08" in (root / "proc" / "cpuinfo").read_text()

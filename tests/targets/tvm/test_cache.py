@@ -14,11 +14,13 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'edgeprune[
 from tvm_on_host import host_cpu, model_of, normal
 
 from edgeprune.errors import CompileError, DeviceLost, StorageFull
+from edgeprune.targets._serve import RefusedError
 from edgeprune.targets._tvm import cache
 from edgeprune.targets._tvm.cache import KernelCache
 from edgeprune.targets._tvm.cpus import cpu_of
 from edgeprune.targets._tvm.lower import lower
 from edgeprune.targets._tvm.program import Kernel, Program
+from edgeprune.targets._tvm_rpc_worker import Worker
 
 ELF = b"\x7fELF"
 
@@ -137,6 +139,16 @@ def test_a_machine_without_memory_is_no_candidates_fault(monkeypatch: pytest.Mon
     monkeypatch.setattr(cache, "library", starve)
     with pytest.raises(DeviceLost, match="out of memory"):
         cache.object_of(name, kernel, host_cpu())
+
+
+def test_a_worker_without_memory_to_compile_in_blames_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def starve(*_: object) -> None:
+        raise DeviceLost("out of memory while compiling the kernel k0")
+
+    monkeypatch.setattr("edgeprune.targets._tvm_rpc_compile.compiled", starve)
+    with pytest.raises(RefusedError, match="out of memory") as caught:
+        Worker({}).answer({"do": "compile", "model": {}}, {})
+    assert caught.value.kind == "machine"
 
 
 def test_no_room_for_temporary_files_is_no_candidates_fault(monkeypatch: pytest.MonkeyPatch) -> None:
