@@ -43,7 +43,7 @@ def test_a_row_is_what_one_output_channel_holds() -> None:
     """Filters, columns of a transposed kernel, rows of a matrix, single numbers."""
     net = small()
     flat = Flat(net, AXES)
-    lengths = lengths_of(flat.values, flat.buckets, flat.rows)
+    lengths = lengths_of(flat.by_length(flat.values))
     for name, parameter in net.named_parameters():
         rows = parameter.detach().movedim(AXES.get(name, 0), 0).reshape(parameter.shape[AXES.get(name, 0)], -1)
         assert torch.allclose(lengths[flat.places[name].rows], rows.norm(dim=1)), name
@@ -101,9 +101,9 @@ def test_row_arithmetic_is_the_plain_one() -> None:
     flat = Flat(net, AXES)
     flat.grads.copy_(torch.randn_like(flat.grads))
     factors, before, grads = torch.randn(flat.rows), flat.values.clone(), flat.grads.clone()
-    products = products_of(flat.values, flat.grads, flat.buckets, flat.rows)
-    add_rows(flat.grads, flat.values, factors, flat.buckets)
-    scale_rows(flat.values, factors, flat.buckets)
+    products = products_of(flat.by_length(flat.values), flat.by_length(flat.grads))
+    add_rows(flat.by_length(flat.grads), flat.by_length(flat.values), factors)
+    scale_rows(flat.by_length(flat.values), factors)
     for bucket in flat.buckets:
         for place in range(bucket.rows):
             row = slice(bucket.start + place * bucket.length, bucket.start + (place + 1) * bucket.length)

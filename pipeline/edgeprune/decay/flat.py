@@ -7,7 +7,7 @@ Rows of equal length lie together, so a handful of operations reaches every row 
 module become views of the tensor; nothing else about the module changes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,6 +105,10 @@ class Flat:
         """Return the number of rows."""
         return self.buckets[-1].first + self.buckets[-1].rows
 
+    def by_length(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows of all buckets of a flat tensor, [rows, length] each, views."""
+        return tuple(bucket.of(values) for bucket in self.buckets)
+
     def zero_grad(self) -> None:
         """Set all gradients to zero, and let autograd add the next ones in place."""
         self.grads.zero_()
@@ -141,32 +145,34 @@ class Flat:
         return part
 
 
-def lengths_of(values: Tensor, buckets: Iterable[Bucket], rows: int) -> Tensor:
-    """Return the L2 norm of every row of these buckets, [rows]; 0 for other rows."""
-    result = values.new_zeros(rows)
-    for bucket in buckets:
-        result[bucket.numbers] = torch.linalg.vector_norm(bucket.of(values), dim=1)
-    return result
+Rows = Sequence[Tensor]
+"""Views of a flat tensor, one a bucket, [rows, length] each; a number a row is [rows] of all of them together."""
 
 
-def products_of(one: Tensor, other: Tensor, buckets: Iterable[Bucket], rows: int) -> Tensor:
-    """Return the inner product of every row of these buckets with its like in another tensor, [rows]; 0 elsewhere."""
-    result = one.new_zeros(rows)
-    for bucket in buckets:
-        result[bucket.numbers] = torch.linalg.vecdot(bucket.of(one), bucket.of(other), dim=1)
-    return result
+def lengths_of(rows: Rows) -> Tensor:
+    """Return the L2 norm of every row, [rows]."""
+    return torch.cat([torch.linalg.vector_norm(each, dim=1) for each in rows])
 
 
-def scale_rows(values: Tensor, factors: Tensor, buckets: Iterable[Bucket]) -> None:
-    """Multiply every row of these buckets by its factor, [rows], in place."""
-    for bucket in buckets:
-        bucket.of(values).mul_(factors[bucket.numbers, None])
+def products_of(rows: Rows, others: Rows) -> Tensor:
+    """Return the inner product of every row with its like in another tensor, [rows]."""
+    return torch.cat([torch.linalg.vecdot(one, other, dim=1) for one, other in zip(rows, others, strict=True)])
 
 
-def add_rows(values: Tensor, other: Tensor, factors: Tensor, buckets: Iterable[Bucket]) -> None:
-    """Add to every row of these buckets the same row of another tensor times its factor, [rows], in place."""
-    for bucket in buckets:
-        bucket.of(values).addcmul_(bucket.of(other), factors[bucket.numbers, None])
+def scale_rows(rows: Rows, factors: Tensor) -> None:
+    """Multiply every row by its factor, [rows], in place."""
+    for each, part in zip(rows, _parted(factors, rows), strict=True):
+        each.mul_(part)
+
+
+def add_rows(rows: Rows, others: Rows, factors: Tensor) -> None:
+    """Add to every row its like in another tensor times its factor, [rows], in place."""
+    for each, other, part in zip(rows, others, _parted(factors, rows), strict=True):
+        each.addcmul_(other, part)
+
+
+def _parted(numbers: Tensor, rows: Rows) -> Sequence[Tensor]:
+    return torch.split_with_sizes(numbers.unsqueeze(1), [each.shape[0] for each in rows])
 
 
 def _check_alike(parameters: Iterable[nn.Parameter]) -> None:

@@ -39,7 +39,10 @@ class Host(Protocol):
         ...
 
     def scores(self, now: Moment, /) -> Tensor:
-        """Return the importance of every unit, [count + 1]: of each group the lowest go first."""
+        """Return the importance of every unit, [count + 1]: of each group the lowest go first.
+
+        Asked for when a round begins; until the next, substitutes are taken by the same scores.
+        """
         ...
 
     def ready(self, now: Moment, /) -> Tensor | None:
@@ -47,7 +50,7 @@ class Host(Protocol):
         ...
 
     def chosen(self, now: Moment, /) -> None:
-        """Take note that a round was chosen by the scores so far."""
+        """Take note that a round begins, with the scores that were asked for."""
         ...
 
     def adjust(self, now: Moment, /) -> None:

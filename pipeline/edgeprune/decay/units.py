@@ -17,6 +17,7 @@ branch along; what else that branch holds is one unit more, the last of its kind
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -112,40 +113,60 @@ class Units:
         """Return a zero for every unit and for nobody, [count + 1]."""
         return self.flat.values.new_zeros(self.count + 1)
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """Return the numbers of the rows of `buckets`, int64."""
+        numbers = torch.arange(len(self.owner), device=self.owner.device)
+        return torch.cat([numbers[:0], *(numbers[each.numbers] for each in self.buckets)])
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """Return the owner of each of those rows."""
+        return self.owner[self.rows]
+
+    def of(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows of `buckets` in a flat tensor, [rows, length] each, views."""
+        known = self._views.get(id(values))
+        return tuple(each.of(values) for each in self.buckets) if known is None else known
+
+    @cached_property
+    def _views(self) -> dict[int, tuple[Tensor, ...]]:
+        return {id(each): tuple(b.of(each) for b in self.buckets) for each in (self.flat.values, self.flat.grads)}
+
     def per_unit(self, rows: Tensor) -> Tensor:
-        """Return the sums of numbers of rows [rows] over the vectors of all units, [count + 1]."""
-        return self.nothing.index_add_(0, self.owner, rows)
+        """Return the sums of numbers of rows of `buckets` over the vectors of all units, [count + 1]."""
+        return self.nothing.index_add_(0, self.owners, rows)
 
     def per_group(self, units: Tensor) -> Tensor:
         """Return the sums of numbers of units [count + 1] over groups, [groups + 1]."""
-        return self.flat.values.new_zeros(len(self.ranges) + 1).index_add_(0, self.group_of, units)
+        return units.new_zeros(len(self.ranges) + 1).index_add_(0, self.group_of, units)
 
     def lengths(self, values: Tensor) -> Tensor:
         """Return the L2 norm of every unit's vector in a flat tensor, [count + 1]."""
-        return self.per_unit(lengths_of(values, self.buckets, self.flat.rows).square_()).sqrt_()
+        return self.per_unit(lengths_of(self.of(values)).square_()).sqrt_()
 
     def products(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the inner product of every unit's vectors in two flat tensors, [count + 1]."""
-        return self.per_unit(products_of(one, other, self.buckets, self.flat.rows))
+        return self.per_unit(products_of(self.of(one), self.of(other)))
 
     def sizes(self) -> Tensor:
         """Return how many numbers every unit's vector has, [count + 1]."""
-        rows = self.flat.values.new_zeros(self.flat.rows)
+        lengths = self.flat.values.new_zeros(self.flat.rows)
         for bucket in self.buckets:
-            rows[bucket.numbers] = float(bucket.length)
-        return self.per_unit(rows)
+            lengths[bucket.numbers] = float(bucket.length)
+        return self.per_unit(lengths[self.rows])
 
     def scale(self, factors: Tensor) -> None:
         """Multiply every unit's vector by its factor, [count + 1], in place; nobody's factor is to be 1."""
-        scale_rows(self.flat.values, factors.index_select(0, self.owner), self.buckets)
+        scale_rows(self.of(self.flat.values), factors.index_select(0, self.owners))
 
     def pull(self, factors: Tensor) -> None:
         """Add to the gradient of every unit's vector the vector times its factor, [count + 1]; nobody's is to be 0."""
-        self.pull_rows(factors.index_select(0, self.owner))
+        self.pull_rows(factors.index_select(0, self.owners))
 
     def pull_rows(self, factors: Tensor) -> None:
-        """Add to the gradient of every row of somebody's vector the row times its factor, [rows]."""
-        add_rows(self.flat.grads, self.flat.values, factors, self.buckets)
+        """Add to the gradient of every row of `buckets` the row times its factor, [rows]."""
+        add_rows(self.of(self.flat.grads), self.of(self.flat.values), factors)
 
     def lowest(self, scores: Tensor, counts: Tensor, among: Tensor) -> Tensor:
         """Return the units with the lowest scores of each group, bool [count + 1]; of equals the first.
@@ -164,9 +185,8 @@ class Units:
     def mask(self, removed: Tensor) -> Tensor:
         """Return a flat tensor of ones with zeros in every trace of the units that are removed, bool [count + 1]."""
         kept = (~removed).to(self.flat.values.dtype)
-        mask, rows = torch.ones_like(self.flat.values), kept[self.maker]
-        for bucket in self.flat.buckets:
-            bucket.of(mask).mul_(rows[bucket.numbers, None])
+        mask = torch.ones_like(self.flat.values)
+        scale_rows(self.flat.by_length(mask), kept[self.maker])
         for trace in self.traces:
             if trace.side == "in":
                 trace.multiply(self.flat.places[trace.parameter].of(mask), kept)

@@ -67,7 +67,8 @@ class DecayOptimiser:
         self._losses = torch.tensor([*units.losses.values(), 0], device=units.group_of.device)
         self._round, self._short = -1, False
         self._mask: Tensor | None = None
-        self._weight_decay: tuple[object, Tensor | None] = (None, None)
+        self._rates: tuple[tuple[float, ...], Tensor] = ((), units.nothing)  # of weight decay: of groups, of rows
+        self._undone = (-1, units.nothing)  # version of the roster and what is taken off each row
 
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
@@ -115,10 +116,11 @@ class DecayOptimiser:
     # ------------------------------------------------------------------------------------------------------ a step
 
     def _decay(self) -> None:
-        self._host.watch(self._moment())
-        self._begin()
+        now = self._moment()
+        self._host.watch(now)
+        self._begin(now)
         resistance = self._resistance()
-        self._host.adjust(self._moment())
+        self._host.adjust(now if now.version == self.roster.version else self._moment())
         self._undo_weight_decay()
         self.inner.step()
         self._shrink(resistance)
@@ -134,21 +136,26 @@ class DecayOptimiser:
 
     def _undo_weight_decay(self) -> None:
         """Take the weight decay that the inner optimiser will add out of the gradients of what decays."""
-        rates = {each: group.get("weight_decay", 0.0) for group in self.inner.param_groups for each in group["params"]}
-        key = (self.roster.version, tuple(rates.values()))
-        if self._weight_decay[0] != key:
-            rows = self._units.flat.per_row(rates) * self.roster.decaying[self._units.owner]
-            self._weight_decay = (key, -rows if bool(rows.any()) else None)
-        if self._weight_decay[1] is not None:
-            self._units.pull_rows(self._weight_decay[1])
+        rates = tuple(group.get("weight_decay", 0.0) for group in self.inner.param_groups)
+        if not any(rates):
+            return
+        if self._rates[0] != rates:
+            groups = zip(self.inner.param_groups, rates, strict=True)
+            rows = self._units.flat.per_row({each: rate for group, rate in groups for each in group["params"]})
+            self._rates, self._undone = (rates, rows[self._units.rows]), (-1, rows)
+        if self._undone[0] != self.roster.version:
+            decaying = self.roster.decaying[self._units.owners]
+            self._undone = (self.roster.version, torch.where(decaying, -self._rates[1], 0.0))
+        if self.roster.busy:
+            self._units.pull_rows(self._undone[1])
 
     def _resistance(self) -> _Resistance | None:
         """Return what the gradients say of the units, if any may still be released."""
         settings, units, roster = self._settings, self._units, self.roster
-        if not settings.rectify or self.steps >= settings.closing or not bool(roster.decaying.any()):
+        if not settings.rectify or self.steps >= settings.closing or not roster.busy:
             return None
-        gradient, there = units.lengths(units.flat.grads), (~roster.removed).to(units.flat.values.dtype)
-        mean = units.per_group(gradient * there) / units.per_group(there).clamp_min(1)
+        gradient = units.lengths(units.flat.grads)
+        mean = units.per_group(gradient * roster.there) / units.per_group(roster.there).clamp_min(1)
         cosine = None
         if settings.rate == "cosine":
             product = units.products(units.flat.values, units.flat.grads)
@@ -158,6 +165,8 @@ class DecayOptimiser:
     def _shrink(self, resistance: _Resistance | None) -> None:
         """Give every decaying unit its length, unless it resists."""
         units, roster = self._units, self.roster
+        if not roster.busy:
+            return
         after = units.lengths(units.flat.values)
         released = torch.zeros_like(roster.decaying) if resistance is None else self._resisting(resistance, after)
         going = roster.decaying & ~released
@@ -175,9 +184,11 @@ class DecayOptimiser:
         rate = measured_rate(roster.length, after) if resistance.cosine is None else resistance.cosine
         if settings.rate == "per-rate":
             rate = rate / max(_learning_rate(self.inner), torch.finfo(rate.dtype).tiny)
-        replaceable = self._units.per_group(self._free().to(rate.dtype))[self._units.group_of] > 0
-        may = roster.decaying & (roster.releases < settings.releases) & replaceable
-        return may & resists(rate, resistance.length, settings.t_rate, settings.t_len)
+        resisting = resists(rate, resistance.length, settings.t_rate, settings.t_len)
+        resisting &= roster.decaying & (roster.releases < settings.releases)
+        if bool(resisting.any()):
+            resisting &= self._units.per_group(self._free().to(rate.dtype))[self._units.group_of] > 0
+        return resisting
 
     def _note(self, released: Tensor, gone: Tensor) -> None:
         if bool(released.any()):
@@ -206,20 +217,22 @@ class DecayOptimiser:
 
     # ------------------------------------------------------------------------------------------------- who begins
 
-    def _begin(self) -> None:
+    def _begin(self, now: Moment) -> None:
         """Let units begin: those that are due by now, in place of released ones, and those whose host says ready."""
-        now, free, number = self._moment(), self._free(), self._settings.round(self.steps)
-        asking = self._host.ready(now)
-        eager = asking is not None and bool((asking & free).any())
-        if not (number > self._round or self._short or eager):
+        number, asking = self._settings.round(self.steps), self._host.ready(now)
+        fresh = number > self._round
+        if asking is None and not (fresh or self._short):
             return
-        scores, none = self._host.scores(now), torch.zeros_like(free)
-        chosen = self._lowest(scores, free & asking, none, 1.0) if eager and asking is not None else none
-        chosen = chosen | self._lowest(scores, free, chosen, self._settings.share(self.steps))
-        self._short = bool((self._missing(chosen, self._settings.share(self.steps)) > 0).any())
-        if number > self._round:
-            self._round = number
+        if fresh:
+            self._round, self.roster.scores = number, self._host.scores(now).clone()
             self._host.chosen(now)
+        free, chosen = self._free(), torch.zeros_like(self.roster.idle)
+        if asking is not None and bool((asking & free).any()):
+            chosen = self._lowest(self._host.scores(now), free & asking, chosen, 1.0)
+        if fresh or self._short:
+            share = self._settings.share(self.steps)
+            chosen = chosen | self._lowest(self.roster.scores, free, chosen, share)
+            self._short = bool((self._missing(chosen, share) > 0).any())
         if bool(chosen.any()):
             self.roster.begin(chosen, self._units.lengths(self._units.flat.values))
 

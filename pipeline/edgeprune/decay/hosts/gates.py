@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.decay.audible import listener
-from edgeprune.decay.flat import products_of
+from edgeprune.decay.flat import add_rows, products_of
 from edgeprune.decay.host import Moment
 from edgeprune.decay.units import BATCH_NORMS, Units, find_units
 from edgeprune.errors import ConfigError
@@ -61,26 +61,25 @@ class Gates:
     def __init__(self, module: nn.Module, units: Units, *, penalty: float) -> None:
         self._penalty = penalty
         self._theta = units.nothing
-        flat, device = units.flat, units.owner.device
-        self._gate = torch.zeros(flat.rows, dtype=torch.int64, device=device)  # row → gate; 0: none
-        self._scales = torch.zeros(flat.rows, dtype=torch.bool, device=device)
-        owners = [torch.tensor([units.count], device=device)]
+        gate = torch.zeros(units.flat.rows, dtype=torch.int64, device=units.owner.device)  # 0: of no gate
+        scales = torch.zeros_like(gate, dtype=torch.bool)
+        owners = [torch.tensor([units.count], device=gate.device)]
         for trace in units.traces:
             layer, _, tensor = trace.parameter.rpartition(".")
             if tensor == "weight" and _is_gate(module.get_submodule(layer)):
                 first = sum(len(each) for each in owners)
-                numbers = torch.arange(first, first + len(trace.units), device=device)
-                bias = f"{layer}.bias" if layer else "bias"
-                self._gate[flat.places[trace.parameter].rows] = numbers
-                self._gate[flat.places[bias].rows] = numbers
-                self._scales[flat.places[trace.parameter].rows] = True
+                numbers = torch.arange(first, first + len(trace.units), device=gate.device)
+                for name in (trace.parameter, f"{layer}.bias" if layer else "bias"):
+                    gate[units.flat.places[name].rows] = numbers
+                scales[units.flat.places[trace.parameter].rows] = True
                 owners.append(trace.units)
+        self._gate, self._scales = gate[units.rows], scales[units.rows]
         self._unit = torch.cat(owners)
 
     def watch(self, now: Moment) -> None:
         """Add |φ · ∂L/∂φ| of this batch."""
-        flat = now.units.flat
-        rows = products_of(flat.values, flat.grads, now.units.buckets, flat.rows)
+        units = now.units
+        rows = products_of(units.of(units.flat.values), units.of(units.flat.grads))
         gates = rows.new_zeros(len(self._unit)).index_add_(0, self._gate, rows)
         self._theta.index_add_(0, self._unit, gates.abs_())
 
@@ -98,10 +97,10 @@ class Gates:
     def adjust(self, now: Moment) -> None:
         """Pull the idle units' scales to zero: grad += ρ · sign(γ)."""
         if self._penalty:
-            strength = self._penalty * (self._scales & now.idle[now.units.owner]).to(self._theta.dtype)
-            for bucket in now.units.buckets:
-                signs = bucket.of(now.units.flat.values).sign()
-                bucket.of(now.units.flat.grads).addcmul_(signs, strength[bucket.numbers, None])
+            units = now.units
+            strength = self._penalty * (self._scales & now.idle[units.owners]).to(self._theta.dtype)
+            signs = [each.sign() for each in units.of(units.flat.values)]
+            add_rows(units.of(units.flat.grads), signs, strength)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return Θ."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from edgeprune.decay.flat import scale_rows
 from edgeprune.decay.host import Moment
 from edgeprune.decay.units import Units, find_units
 from edgeprune.plan import Plan
@@ -75,9 +76,8 @@ class GroupNorm:
         if self._base is None:
             self._base = _spread(now.units, self._reg * self._strength)
         if self._pull is None or self._pull[0] != now.version:
-            pull, idle = self._base.clone(), now.idle[now.units.owner].to(self._base.dtype)
-            for bucket in now.units.flat.buckets:
-                bucket.of(pull).mul_(idle[bucket.numbers, None])
+            pull = self._base.clone()
+            scale_rows(now.units.flat.by_length(pull), now.idle[now.units.owner].to(pull.dtype))
             self._pull = (now.version, pull)
         return self._pull[1]
 

@@ -16,6 +16,7 @@ round begins then: the authors train for hundreds of epochs, and here all must b
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,15 @@ def _is_fixed(layer: nn.Module) -> bool:
     return isinstance(layer, BATCH_NORMS) and not layer.affine
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """⟨x, g⟩, ‖x‖ and ‖g‖ of every unit at one step."""
+
+    product: Tensor
+    length: Tensor
+    gradient: Tensor
+
+
 class HalfSpace:
     """Picks by redundancy, and lets units go that leave their half-space."""
 
@@ -69,34 +79,38 @@ class HalfSpace:
         self._units, self._penalty = units, penalty
         self._sizes = units.sizes()
         self._penalised = units.nothing.bool()
-        self._product = self._length = self._gradient = units.nothing  # of the step that is being taken
+        self._seen: tuple[int, _Seen] | None = None
+        self._acting: tuple[int, Tensor, bool] | None = None
 
     def watch(self, now: Moment) -> None:
-        """Keep this step's lengths and products; at the first step choose whom to penalise."""
-        flat = now.units.flat
-        self._product = now.units.products(flat.values, flat.grads)
-        self._length, self._gradient = now.units.lengths(flat.values), now.units.lengths(flat.grads)
+        """Choose at the first step whom to penalise."""
         if now.step == 0:
-            counts = torch.tensor([*now.units.losses.values(), 0], device=self._length.device)
-            self._penalised = now.units.lowest(-self._redundancy(), counts, now.idle)
+            counts = torch.tensor([*now.units.losses.values(), 0], device=self._sizes.device)
+            self._penalised = now.units.lowest(-self._redundancy(now), counts, now.idle)
 
-    def scores(self, _now: Moment) -> Tensor:
+    def scores(self, now: Moment) -> Tensor:
         """Return minus the redundancy, which is at most 1 in size, the penalised before all others."""
-        return -self._redundancy() - 4.0 * self._penalised
+        return -self._redundancy(now) - 4.0 * self._penalised
 
-    def ready(self, now: Moment) -> Tensor:
-        """Return the penalised units that leave their half-space in this step."""
-        moved = now.learning_rate * (self._product + self._strength() * self._length)
-        return self._penalised & (moved > (1 - EPSILON) * self._length.square())
+    def ready(self, now: Moment) -> Tensor | None:
+        """Return the penalised units that leave their half-space in this step; None if nobody idle is penalised."""
+        acting, anybody = self._acts(now)
+        if not anybody:
+            return None
+        seen = self._look(now)
+        moved = now.learning_rate * (seen.product + self._strength(seen) * seen.length)
+        return acting & (moved > (1 - EPSILON) * seen.length.square())
 
     def chosen(self, _now: Moment) -> None:
         """Need to forget nothing."""
 
     def adjust(self, now: Moment) -> None:
         """Pull the penalised units that are idle towards zero: grad += λ · x / ‖x‖."""
-        if self._penalty:
-            acts = self._penalised & now.idle & (self._length > 0)
-            now.units.pull(torch.where(acts, self._strength() / self._length.clamp_min(TINY), 0.0))
+        acting, anybody = self._acts(now)
+        if self._penalty and anybody:
+            seen = self._look(now)
+            pull = self._strength(seen) / seen.length.clamp_min(TINY)
+            now.units.pull(torch.where(acting & (seen.length > 0), pull, 0.0))
 
     def state(self) -> Mapping[str, Tensor]:
         """Return whom it penalises."""
@@ -105,10 +119,28 @@ class HalfSpace:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up whom it penalises."""
         self._penalised = state["penalised"].to(self._penalised)
+        self._acting = None
 
-    def _redundancy(self) -> Tensor:
-        cosine = -cosine_rate(self._product, self._gradient, self._length)
-        thinness = torch.where(self._length > 0, self._sizes / self._length.clamp_min(TINY), 0.0)
+    def _acts(self, now: Moment) -> tuple[Tensor, bool]:
+        """Return who is penalised and idle, and whether anybody is."""
+        if self._acting is None or self._acting[0] != now.version:
+            acting = self._penalised & now.idle
+            self._acting = (now.version, acting, bool(acting.any()))
+        return self._acting[1:]
+
+    def _look(self, now: Moment) -> _Seen:
+        """Return what the loss's gradients say at this step."""
+        if self._seen is None or self._seen[0] != now.step:
+            flat = now.units.flat
+            product = now.units.products(flat.values, flat.grads)
+            length, gradient = now.units.lengths(flat.values), now.units.lengths(flat.grads)
+            self._seen = (now.step, _Seen(product=product, length=length, gradient=gradient))
+        return self._seen[1]
+
+    def _redundancy(self, now: Moment) -> Tensor:
+        seen = self._look(now)
+        cosine = -cosine_rate(seen.product, seen.gradient, seen.length)
+        thinness = torch.where(seen.length > 0, self._sizes / seen.length.clamp_min(TINY), 0.0)
         return 0.5 * self._normalised(cosine) + 0.5 * self._normalised(thinness)
 
     def _normalised(self, values: Tensor) -> Tensor:
@@ -116,9 +148,9 @@ class HalfSpace:
         lengths = self._units.per_group(values.square()).sqrt()
         return values / lengths.clamp_min(TINY)[self._units.group_of]
 
-    def _strength(self) -> Tensor:
+    def _strength(self, seen: _Seen) -> Tensor:
         """Return λ of every unit."""
-        return penalties(self._product, self._length, self._gradient, self._penalty)
+        return penalties(seen.product, seen.length, seen.gradient, self._penalty)
 
 
 def penalties(product: Tensor, length: Tensor, gradient: Tensor, least: float) -> Tensor:
