@@ -11,6 +11,8 @@ are kept in --nets, so that only the first run trains.
 import argparse
 import json
 import os
+import platform
+import statistics
 import sys
 import tempfile
 import time
