@@ -50,7 +50,7 @@ def synthesise(module: nn.Module, shape: tuple[int, int, int], count: int, *, se
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((count, *shape), generator=generator)
     with _as_it_was(module), torch.enable_grad():
-        return torch.cat([_descended(module, each, steps) for each in noise.split(BATCH)])
+        return torch.cat([_descended(module, each, steps) for each in torch.split(noise, BATCH)])
 
 
 def _descended(module: nn.Module, noise: Tensor, steps: int) -> Tensor:

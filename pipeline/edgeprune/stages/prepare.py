@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from edgeprune.artifact import Artifact, TensorSpec
@@ -30,6 +29,7 @@ from edgeprune.intake.data_free import DataFree
 from edgeprune.intake.model import LoadedModel, load_model
 from edgeprune.ledger import Ledger
 from edgeprune.manifest import PARITY_SAMPLES as RECORDED
+from edgeprune.paoding.intervals import Bounds
 from edgeprune.paoding.network import read
 from edgeprune.paoding.walk import Settings, Walk, walk
 from edgeprune.profile import Profile
@@ -112,10 +112,10 @@ class Prepared:
         settings = Settings(**known.model_dump(exclude_none=True), seed=self.config.search.seed)
         return walk(read(self.model.module, self.structure, self.graph, box=self._pixels()), settings)
 
-    def _pixels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    def _pixels(self) -> Bounds | None:
         """Return what valid pixels become when they are normalised, low and high of each channel; None: not known."""
         mean, std = (np.array(each) for each in self.splits.normalisation)
-        return (-mean / std, (1 - mean) / std) if len(mean) else None
+        return Bounds(low=-mean / std, high=(1 - mean) / std) if len(mean) else None
 
     def insist(self, action: Callable[[], Done]) -> Done:
         """Return what `action` returns, tried again while the device fails."""
