@@ -43,7 +43,9 @@ class DataFree:
         """Return mean and standard deviation of each channel as given for the test images; empty without any."""
         if self._settings is None:
             return (), ()
-        return self._settings.mean or (), self._settings.std or ()
+        mean, std = self._settings.mean or (), self._settings.std or ()
+        repeat = self._model.input_shape[1] if len(mean) == 1 else 1
+        return mean * repeat, std * repeat
 
     def open_test(self) -> ArraySet:
         """Return the test images: the data set is read here, once.
