@@ -3,7 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -71,7 +71,7 @@ def fields(section: type[BaseModel], name: str) -> dict[str, Any]:
     """Return dotted name → default of every setting."""
     found: dict[str, Any] = {}
     for key, facts in section.model_fields.items():
-        inner = facts.annotation
+        inner = next((each for each in get_args(facts.annotation) if isinstance(each, type)), facts.annotation)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             found |= fields(inner, f"{name}{key}.")
         elif key == "targets":

@@ -1,0 +1,130 @@
+"""Every method goes from a model to a bundle on the formula; without data nothing is loaded before the end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_project
+
+from edgeprune.deploy import deploy
+from edgeprune.errors import ConfigError, DataError
+from edgeprune.intake.config import load_config
+from edgeprune.ledger import Ledger
+from edgeprune.methods import METHODS
+from edgeprune.outcome import Outcome
+from edgeprune.stages.prepare import Request
+from edgeprune.target import open_target
+from edgeprune.verify import verify
+
+SHAPE = f"[1, 1, {tiny_project.SIDE}, {tiny_project.SIDE}]"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tiny_project.write_project(tmp_path / "project")
+
+
+def changed(config: Path, *pairs: tuple[str, str]) -> Path:
+    text = config.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    config.write_text(text)
+    return config
+
+
+def without_data(config: Path, data: str = "") -> Path:
+    """Return the configuration with other data, or none, and the shape of an image."""
+    start, end = (config.read_text().index(each) for each in ("[data]", "[budget]"))
+    text = config.read_text()
+    config.write_text(text[:start] + data + text[end:])
+    return changed(config, ('weights = "net.safetensors"', f'weights = "net.safetensors"\ninput_shape = {SHAPE}'))
+
+
+def carried_out(config: Path, **search: Any) -> Outcome:
+    settings = {f"search.{name}": value for name, value in search.items()}
+    settings = {"finetune.steps": 4, "search.trials": 9, **settings}
+    loaded = load_config(config, settings)
+    return deploy(Request(config=loaded, target="toy", out=config.parent / "dist", sleep=lambda _: None))
+
+
+def own(config: Path) -> Path:
+    """Return the configuration without a strategy of its own, so that a method brings its own."""
+    return changed(config, ('strategy = "random"\n', ""))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_ends_in_a_bundle_that_keeps_the_budget(config: Path, method: str) -> None:
+    outcome = carried_out(own(config), method=method)
+    assert outcome.budget.met
+    assert (outcome.method, outcome.tested_on) == (method, "test images")
+    assert outcome.strategy == METHODS[method].presets.get("strategy", "sac")
+    assert outcome.judged_by == METHODS[method].presets.get("judged_by", "labels")
+    assert (outcome.entropy_rank_correlation is not None) == (method in ("amc", "entropy-rl"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_data_a_method_ends_in_a_bundle_as_well(config: Path, method: str) -> None:
+    """Nothing is trained, and what is counted at the end is said to be agreement on synthetic images."""
+    outcome = carried_out(own(without_data(config)), method=method, data_free=True)
+    assert outcome.budget.met
+    assert outcome.baseline.accuracy == 1.0
+    assert "synthetic images" in outcome.tested_on
+    assert outcome.result.validation["cut"] == outcome.result.validation["tuned"]
+
+
+def test_a_data_set_that_cannot_be_loaded_stops_a_data_free_run_at_its_last_evaluation(config: Path) -> None:
+    """By then everything else was done, so nothing else asked for an image."""
+    with pytest.raises(DataError, match="checkpoint server is down"):
+        carried_out(without_data(config, '[data]\nfactory = "net:broken"\n'), data_free=True)
+    (folder,) = (config.parent / "dist").glob("*.run")
+    with Ledger.open(folder / "ledger.sqlite", read_only=True) as ledger:
+        run = ledger.runs()[0]
+        assert ledger.fact(run, "final_measurement") is not None
+        assert ledger.fact(run, "test") is None
+
+
+def test_a_data_free_bundle_is_verified_like_any_other(config: Path) -> None:
+    outcome = carried_out(without_data(config), method="autodfp", data_free=True)
+    loaded = load_config(config, {"search.data_free": True})
+    with open_target(loaded.profile("toy")) as target:
+        seen = verify(Path(outcome.bundle), profile=loaded.profile("toy"), target=target)
+    assert seen.ok, seen
+
+
+def unlabelled(config: Path) -> Path:
+    arrays = np.load(config.parent / "images.npz")
+    np.savez(config.parent / "images.npz", **{name: arrays[name] for name in arrays if not name.endswith("labels")})
+    return config
+
+
+def test_images_without_labels_are_no_ground_for_a_reward_of_accuracy(config: Path) -> None:
+    with pytest.raises(DataError, match="has no labels"):
+        carried_out(unlabelled(config))
+
+
+def test_images_without_labels_will_do_for_agreement(config: Path) -> None:
+    outcome = carried_out(unlabelled(config), judged_by="teacher")
+    assert outcome.baseline.accuracy == 1.0
+    assert "what the unpruned model answers" in outcome.tested_on
+    assert 0 < outcome.result.accuracy <= 1
+
+
+def test_pairs_are_refused_where_no_dense_layer_has_any(config: Path) -> None:
+    with pytest.raises(ConfigError, match="no dense layer"):
+        carried_out(config, method="paoding", **{"paoding.mode": "impact"})
+
+
+def test_a_rule_that_reads_images_is_refused_without_data(config: Path) -> None:
+    with pytest.raises(ConfigError, match="taylor"):
+        carried_out(without_data(config), data_free=True, importance="taylor")
+
+
+def test_a_reward_of_entropy_alone_chooses_by_entropy(config: Path) -> None:
+    """Of the candidates that fit, none is more orderly than the best; its accuracy was not asked for."""
+    outcome = carried_out(config, method="entropy-rl")
+    with Ledger.open(Path(outcome.run_dir) / "ledger.sqlite", read_only=True) as ledger:
+        trials = ledger.trials(ledger.runs()[0])
+    assert all(each.score.terms["merit"] == -each.score.terms["entropy_relative"] for each in trials if each.quality)
+    assert all(each.score.terms["reward_accuracy"] == 0 for each in trials)
