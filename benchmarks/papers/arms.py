@@ -1,0 +1,155 @@
+"""Methods beside their controls: for every arm the same network, measured budget, measurements and fine-tuning.
+
+    EDGEPRUNE_DATA=<folder> python benchmarks/papers/arms.py entropy-rl --network resnet56 --budgets 0.5x 0.2x
+    EDGEPRUNE_DATA=<folder> python benchmarks/papers/arms.py autodfp --network resnet56 --budgets 0.7x 0.5x
+
+Every cell is one whole `edgeprune deploy` on this CPU and takes minutes. It is written to the results as soon as it
+ends; cells that are there are not run again, so that a stopped benchmark continues. `--table` prints what is there.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ROOT = Path(__file__).parents[2]
+
+Settings = dict[str, Any]
+
+PLAIN: Settings = {"search.reward.entropy": 0.0}
+FREE: Settings = {"search.data_free": True, "search.method": "autodfp"}
+
+ARMS: dict[str, dict[str, Settings]] = {
+    "entropy-rl": {
+        "accuracy": {"search.method": "amc", **PLAIN},
+        "entropy": {"search.method": "entropy-rl"},
+        "mixed": {"search.method": "entropy-rl", "search.reward.accuracy": 1.0},
+        "random": {"search.method": "amc", "search.strategy": "random", **PLAIN},
+    },
+    "autodfp": {
+        "autodfp": FREE,
+        "random, same repairs": {**FREE, "search.strategy": "random"},
+        "uniform, plain": {
+            **FREE,
+            "search.strategy": "uniform",
+            "search.reconstruction": "none",
+            "search.repairs": False,
+        },
+        "uniform, merge": {
+            **FREE,
+            "search.strategy": "uniform",
+            "search.reconstruction": "merge",
+            "search.repairs": False,
+        },
+        "uniform, ridge": {
+            **FREE,
+            "search.strategy": "uniform",
+            "search.reconstruction": "ridge",
+            "search.repairs": False,
+        },
+        "uniform, local-ridge": {**FREE, "search.strategy": "uniform", "search.repairs": False},
+    },
+}
+"""Comparison → arm → settings on top of those of ``benchmarks/cifar10.toml``."""
+
+
+def main() -> None:
+    """Run the cells that are missing, one at a time, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparison", choices=list(ARMS))
+    parser.add_argument("--network", default="resnet56", help="a factory of benchmarks/cifar10.py")
+    parser.add_argument("--budgets", nargs="+", default=["0.5x"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=240, help="of fine-tuning, where a method fine-tunes")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-arms")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    chosen = parser.parse_args()
+    out = chosen.out or ROOT / f"benchmarks/results/papers/{chosen.comparison}.json"
+    cells: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
+    for key in [] if chosen.table else wanted(chosen):
+        if not any(all(each[name] == value for name, value in key.items()) for each in cells):
+            cells.append({**key, **run_cell(key, ARMS[chosen.comparison][key["arm"]], chosen.runs)})
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(cells, indent=1) + "\n")
+    print(table(cells))
+
+
+def wanted(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what names each cell; all arms of a seed come before the next seed."""
+    arms = chosen.arms or list(ARMS[chosen.comparison])
+    shared = {"network": chosen.network, "trials": chosen.trials, "steps": chosen.steps}
+    return [
+        {**shared, "budget": budget, "seed": seed, "arm": arm}
+        for budget in chosen.budgets
+        for seed in chosen.seeds
+        for arm in arms
+    ]
+
+
+def run_cell(key: dict[str, Any], settings: Settings, runs: Path) -> dict[str, Any]:
+    """Return the outcome of one deploy and what its candidates were seen to be."""
+    from edgeprune.deploy import deploy
+    from edgeprune.intake.config import load_config
+    from edgeprune.ledger import Ledger
+    from edgeprune.progress import Lines
+    from edgeprune.stages.prepare import Request
+
+    common = {
+        "model.factory": f"cifar10:{key['network']}",
+        "model.input_shape": [1, 3, 32, 32],
+        "budget.latency": key["budget"],
+        "search.trials": key["trials"],
+        "search.seed": key["seed"],
+        "finetune.steps": key["steps"],
+        "finetune.seed": key["seed"],
+    }
+    config = load_config(ROOT / "benchmarks/cifar10.toml", {**common, **settings})
+    outcome = deploy(Request(config=config, target="host", out=runs, progress=Lines()))
+    print(f"{key}: {100 * outcome.result.accuracy:.2f} %", file=sys.stderr)
+    facts = outcome.to_json()
+    for path in ("run_dir", "bundle", "archive", "report"):
+        del facts[path]
+    with Ledger.open(Path(outcome.run_dir) / "ledger.sqlite", read_only=True) as ledger:
+        trials = [{"phase": each.phase, "terms": dict(each.score.terms)} for each in ledger.trials(ledger.runs()[0])]
+    return {"outcome": facts, "trials": trials}
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Return one line for each network, budget and arm: means over seeds with the range."""
+    lines = [
+        "| network | budget | arm | seeds | as cut % | **test %** | ratio | MACs % | entropy and accuracy | met |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys((each["network"], each["budget"], each["arm"]) for each in cells):
+        mine = [each["outcome"] for each in cells if (each["network"], each["budget"], each["arm"]) == name]
+        correlations = [
+            each["entropy_rank_correlation"] for each in mine if each["entropy_rank_correlation"] is not None
+        ]
+        lines.append(
+            f"| {' | '.join(name)} | {len(mine)} "
+            f"| {span([100 * each['result']['validation']['cut'] for each in mine], 2)} "
+            f"| {span([100 * each['result']['accuracy'] for each in mine], 2)} "
+            f"| {span([each['result']['ratio']['p50'] for each in mine], 3)} "
+            f"| {span([100 * each['result']['macs'] / each['baseline']['macs'] for each in mine], 1)} "
+            f"| {span(correlations, 2) if correlations else ''} "
+            f"| {sum(each['budget']['met'] for each in mine)} of {len(mine)} |"
+        )
+    return "\n".join(lines)
+
+
+def span(values: list[float], digits: int) -> str:
+    """Return mean and range."""
+    return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()
