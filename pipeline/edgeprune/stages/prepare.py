@@ -20,6 +20,7 @@ from edgeprune.durable import storage_errors
 from edgeprune.errors import DataError, LedgerError, NothingFits
 from edgeprune.evaluate import write_graph
 from edgeprune.export import export
+from edgeprune.finetune import check_decaying
 from edgeprune.intake.config import Config
 from edgeprune.intake.data import Splits, load_data
 from edgeprune.intake.model import LoadedModel, load_model
@@ -123,6 +124,8 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
     with progress.stage("find channel groups"):
         structure = find_structure(config, profile, model.module, example, graph)
+    if config.finetune.method == "decay":  # what cannot be carried out is refused before anything is measured
+        check_decaying(model.module, structure, config.finetune, len(splits.train))
     return Prepared(
         request=request,
         boards=boards,
