@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from quadrants import network, quadrants, same_weights
+from torch import Tensor
 from torch.nn import functional
 
 from edgeprune.checkpoint import Checkpoint
 from edgeprune.errors import ConfigError, CorruptArtifact, Interrupted
 from edgeprune.finetune import FinetuneResult, Progress, distillation_loss, faster_precision, finetune, learning_rate
 from edgeprune.intake.config import FinetuneConfig
-from edgeprune.intake.images import ArraySet
 
 
 @pytest.fixture(autouse=True)
@@ -28,34 +28,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def network(width: int, seed: int) -> nn.Module:
-    """Return a small network with batch norm and dropout."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, stride=2),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Dropout(0.1),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(4 * width, 4),
-        ).eval()
-
-
-def quadrants(count: int, seed: int) -> ArraySet:
-    """Return noise with a bright patch in the quadrant that is the label."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 120, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % 4
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[0, 4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 60
-    return ArraySet(images=images, labels=labels, mean=(0.25,), std=(0.2,))
 
 
 TRAIN, VALIDATION = quadrants(200, 0), quadrants(80, 1)
@@ -82,12 +54,6 @@ def run(checkpoint: Path, settings: FinetuneConfig = SETTINGS, **changes: object
         origin=arguments["origin"],  # type: ignore[arg-type]
         progress=arguments["progress"],  # type: ignore[arg-type]
     )
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two modules are equal bit for bit."""
-    mine, theirs = one.state_dict(), other.state_dict()
-    return set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_it_learns_and_leaves_its_arguments_alone(tmp_path: Path) -> None:

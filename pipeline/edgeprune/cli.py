@@ -116,6 +116,12 @@ def deploy(
     strategy: Annotated[str | None, typer.Option("--strategy", help="ddpg, sac, uniform, random or walk")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="candidates to measure")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of the search")] = None,
+    finetune: Annotated[
+        str | None, typer.Option("--finetune", help="one-step, or decay: channels that go shrink to nothing first")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="who picks what decays: group-norm, gates or half-space")
+    ] = None,
     tune: TuneOption = None,
     settings: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of resuming")] = False,
@@ -138,6 +144,8 @@ def deploy(
             "search.strategy": strategy,
             "search.trials": trials,
             "search.seed": seed,
+            "finetune.method": finetune,
+            "finetune.decay.host": host,
         }
         names = target or ["host"]
         options = {each: {"tune": tune or None} for each in names if tune is not None}

@@ -25,8 +25,9 @@ from edgeprune.stages.baseline import final_sampling, start_bench
 from edgeprune.stages.deliver import deliver, outcome_of
 from edgeprune.stages.look import look, pose
 from edgeprune.stages.prepare import Prepared, Request, prepare
-from edgeprune.stages.prove import Checked, check, prove, tune
+from edgeprune.stages.prove import Checked, check, prove
 from edgeprune.stages.seconds import Seconds
+from edgeprune.stages.tune import tune
 from edgeprune.target import Target
 from edgeprune.trial import Trial
 
@@ -61,7 +62,7 @@ def _carry_out(prepared: Prepared, target: Target) -> Outcome:
     with seconds.of("prove"), prepared.progress.stage("accuracy on test"):
         proof = prove(prepared, bench, winner, tuned, checked)
     outcome = outcome_of(prepared, bench, timing, winner, proof, seconds.total())
-    return deliver(prepared, outcome, winner, proof)
+    return deliver(prepared, outcome, proof)
 
 
 def _checked_winner(
@@ -78,7 +79,7 @@ def _checked_winner(
             winner, last = _next_winner(bench, problem, trials, final_sampling(prepared, bench), refused)
         if last or winner.plan.digest not in known:
             with seconds.of("finetune"):
-                tuned = tune(prepared, bench, winner)
+                tuned = tune(prepared, bench, winner, problem, trials, (high for _, high in refused.values()))
             with seconds.of("prove"), prepared.progress.stage("measure and check"):
                 checked = check(prepared, bench, target, winner, tuned)
             high = _highest(prepared.budget, bench, checked.timing)

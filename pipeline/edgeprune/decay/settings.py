@@ -42,7 +42,7 @@ class DecaySettings:
             raise ConfigError(
                 f"units cannot decay over {self.steps} steps within {self.phase}",
                 why="every unit needs all of its steps before the model is cut",
-                next_step="let units decay in fewer steps, or give them more of a longer training",
+                next_step="lower finetune.decay.steps, or raise finetune.decay.share or finetune.epochs",
             )
 
     @property

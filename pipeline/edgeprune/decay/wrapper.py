@@ -85,6 +85,13 @@ class DecayOptimiser:
             self._units.flat.values.mul_(self._mask)
         self.steps += 1
 
+    @property
+    def news(self) -> str:
+        """Return how far it is, for people."""
+        gone, wanted = int(self.roster.removed.sum()), int(self._losses.sum())
+        released = f", {self.released} releases" if self.released else ""
+        return f"{gone} of {wanted} channel units gone{released}"
+
     def plan(self, structure: Structure) -> Plan:
         """Return the plan that keeps whatever is not gone.
 

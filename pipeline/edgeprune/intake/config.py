@@ -334,10 +334,45 @@ class SpaceConfig(Section):
     channel_multiple: Count | None = None
 
 
+class DecayConfig(Section):
+    """How channels decay under ``finetune.method = "decay"``; see `edgeprune.decay`.
+
+    Attributes:
+        host: who says which channels go: by group norm, by gates, or by leaving their half-space.
+        steps: optimiser steps in which one channel decays, N of the paper.
+        share: of all fine-tuning steps, the first part, in which the unpruned model is trained and channels decay.
+        lead: share of that part before the first channel begins, in which the host looks on.
+        rounds: in how many parts, one after the other, the channels begin.
+        rectify: release channels whose gradients resist, and take others instead.
+        t_rate, t_len: thresholds of resistance and of the gradient's length beside the other channels of its group.
+        rate: what `t_rate` is compared with: the measured growth, that over the learning rate, or a cosine.
+        releases: how often one channel may be released.
+        cooldown: steps after its release in which a channel is not taken again; None: `steps`.
+        sparsity: strength of the host's own penalty; None: 0 for group-norm, 0.001 for the others.
+        widths: "plan": those of the search's winner; "latency": picked anew by importance per millisecond saved.
+    """
+
+    host: Literal["group-norm", "gates", "half-space"] = "group-norm"
+    steps: Count = 20
+    share: Annotated[float, BeforeValidator(_not_a_claim), Field(gt=0, le=1)] = 0.4
+    lead: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, lt=1)] = 0.1
+    rounds: Count = 4
+    rectify: bool = True
+    t_rate: Number = 0.0
+    t_len: NotNegative = 1.0
+    rate: Literal["measured", "per-rate", "cosine"] = "measured"
+    releases: Annotated[int, BeforeValidator(_not_a_claim), Field(ge=0)] = 2
+    cooldown: Annotated[int, BeforeValidator(_not_a_claim), Field(ge=0)] | None = None
+    sparsity: NotNegative | None = None
+    widths: Literal["plan", "latency"] = "plan"
+
+
 class FinetuneConfig(Section):
     """How the winner is trained further; the defaults are measured, see `edgeprune.finetune`.
 
     Attributes:
+        method: "one-step" trains the cut model; "decay" lets the channels that must go decay first, then cuts.
+        decay: how.
         epochs: passes over the training images, a fraction is allowed; 0: do not fine-tune.
         steps: optimiser steps instead of epochs.
         learning_rate: peak of the cosine schedule.
@@ -349,6 +384,8 @@ class FinetuneConfig(Section):
         checkpoint_s: seconds between checkpoints.
     """
 
+    method: Literal["one-step", "decay"] = "one-step"
+    decay: DecayConfig = DecayConfig()
     epochs: NotNegative | None = None
     steps: Annotated[int, BeforeValidator(_not_a_claim), Field(ge=0)] | None = None
     learning_rate: Positive = 0.02
@@ -366,6 +403,8 @@ class FinetuneConfig(Section):
     def _has_one_length(self) -> "FinetuneConfig":
         if self.epochs is not None and self.steps is not None:
             raise ValueError("has epochs and steps; keep one of them")
+        if self.method == "decay" and (self.epochs == 0 or self.steps == 0):
+            raise ValueError('has method "decay" and no step to decay in; raise epochs or steps')
         return self
 
     def total_steps(self, images: int) -> int:
@@ -450,6 +489,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _promises_no_accuracy_without_data(self) -> "Config":
+        if self.search.data_free and self.finetune.method == "decay":
+            raise ValueError("is data_free, and channels decay while the model learns; remove one of them")
         if self.data is None and self.budget.max_accuracy_drop is not None:
             raise ValueError("has budget.max_accuracy_drop, which takes labelled test images; name them in [data]")
         return self

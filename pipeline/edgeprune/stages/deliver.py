@@ -43,7 +43,7 @@ def outcome_of(
         budget=verdict(prepared.budget, bench.judge.limit_ratio, result, proof.baseline_accuracy, metric=metric),
         measurements=_measurements(prepared, trials, winner),
         trials=sum(each.phase == "search" for each in trials),
-        widths=_width_changes(prepared.structure, winner.plan),
+        widths=_width_changes(prepared.structure, proof.checked.plan),
         layer_shares=layer_shares(prepared.structure, baseline),
         result_layer_shares=layer_shares(prepared.structure, proof.checked.timing),
         seconds=seconds,
@@ -120,7 +120,7 @@ def _preprocessing(normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -
     return {"layout": "N x C x H x W", "scale": 1 / 255, "mean": list(mean), "std": list(std)}
 
 
-def deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) -> Outcome:
+def deliver(prepared: Prepared, outcome: Outcome, proof: Proof) -> Outcome:
     """Write bundle, archive and report, and return the outcome with their places."""
     from edgeprune.report import render_run
 
@@ -130,7 +130,7 @@ def deliver(prepared: Prepared, outcome: Outcome, winner: Trial, proof: Proof) -
         contents = BundleContents(
             name=name,
             model=proof.checked.artifact.path,
-            plan=winner.plan,
+            plan=proof.checked.plan,
             profile=prepared.profile,
             budget=prepared.budget,
             outcome=outcome,

@@ -22,6 +22,7 @@ from edgeprune.durable import storage_errors
 from edgeprune.errors import DataError, LedgerError, NothingFits
 from edgeprune.evaluate import write_graph
 from edgeprune.export import export
+from edgeprune.finetune import check_decaying
 from edgeprune.importance import check_needs
 from edgeprune.intake.config import Config, SearchConfig
 from edgeprune.intake.data import Splits, load_data
@@ -146,6 +147,8 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         looks, rule = not config.search.data_free, config.search.importance
         if rule != "paoding":
             check_needs(rule, model.module, structure, images=looks, labels=looks)
+    if config.finetune.method == "decay":  # what cannot be carried out is refused before anything is measured
+        check_decaying(model.module, structure, config.finetune, len(splits.train))
     return Prepared(
         request=request,
         boards=boards,

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from edgeprune.artifact import Artifact
-from edgeprune.canonical import digest
 from edgeprune.errors import ParityFailed
 from edgeprune.evaluate import write_graph
-from edgeprune.finetune import finetune
 from edgeprune.intake.images import ArraySet
 from edgeprune.measurement import Measurement
+from edgeprune.plan import Plan
 from edgeprune.search.loop import Bench
 from edgeprune.stages.baseline import EVALUATION_BATCH, final_sampling, look_for_faster_kernels
 from edgeprune.stages.prepare import Prepared
@@ -30,42 +29,14 @@ if TYPE_CHECKING:
 PARITY_SAMPLES = 4
 
 
-def tune(prepared: Prepared, bench: Bench, winner: Trial) -> "FinetuneResult":
-    """Return the winner, trained further with the unpruned model as its teacher; resumes from its checkpoint.
-
-    A data-free run trains nothing: it takes no step.
-    """
-    student = bench.base.evaluator.candidate(winner.plan)
-    settings = prepared.config.finetune
-    if prepared.config.search.data_free:
-        prepared.progress.note("data-free: nothing is fine-tuned")
-        settings = settings.model_copy(update={"steps": 0, "epochs": None, "precision": "fp32"})
-    checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
-    with prepared.progress.stage("fine-tune", total=1.0) as stage:
-        done = 0.0
-
-        def told(state: Any) -> None:
-            nonlocal done
-            stage.advance(state.fraction - done, note=getattr(state, "note", ""))
-            done = state.fraction
-            prepared.request.stop()
-
-        return finetune(
-            student,
-            prepared.model.module,
-            prepared.splits.train,
-            prepared.splits.validation,
-            settings,
-            checkpoint=checkpoint,
-            origin=digest([prepared.run, winner.plan.digest]),
-            progress=told,
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A tuned model on the target: it answers as PyTorch does, was timed, and what its bundle holds for the device."""
+    """A tuned model on the target: it answers as PyTorch does, was timed, and what its bundle holds for the device.
 
+    `plan` is what the model was cut by: the winner's, unless the fine-tuning chose other channels.
+    """
+
+    plan: Plan
     artifact: Artifact
     timing: Measurement
     parity_inputs: Mapping[str, np.ndarray[Any, Any]]
@@ -92,7 +63,8 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
     Raises:
         ParityFailed: if the engine answers otherwise than PyTorch.
     """
-    graph = bench.base.cutter.assemble(winner.plan, tuned.module.state_dict())
+    plan = tuned.plan or winner.plan
+    graph = bench.base.cutter.assemble(plan, tuned.module.state_dict())
     artifact = write_graph(graph, prepared.folder / "model.onnx", bench.base.inputs, lasting=True)
     look_for_faster_kernels(prepared, target, artifact)
     engine = prepared.insist(lambda: target.compile(artifact))
@@ -101,6 +73,7 @@ def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned
     allowed = tolerances(prepared.profile, float(np.abs(wanted).max()))
     prepared.insist(lambda: _check_parity(target, engine, images.numpy(), wanted, allowed))
     return Checked(
+        plan=plan,
         artifact=artifact,
         timing=_final_timing(prepared, bench, target, engine),
         parity_inputs={"input": images.numpy()},

@@ -15,6 +15,7 @@ from torch import nn
 from edgeprune.decay.host import Host
 from edgeprune.decay.hosts import gates, group_norm, half_space
 from edgeprune.decay.units import Units
+from edgeprune.errors import ConfigError
 from edgeprune.plan import Plan
 from edgeprune.structure import Structure
 
@@ -37,12 +38,23 @@ def check_host(name: HostName, module: nn.Module, structure: Structure, plan: Pl
     A group that loses all its units takes its branch along, which every host can do.
 
     Raises:
-        ConfigError: naming the first group it does not apply to.
+        ConfigError: of the first group it does not apply to, naming all.
     """
+    refused: dict[str, ConfigError] = {}
     for group in structure.space.groups:
         left = len(plan.kept[group.name]) if plan is not None else 1
         if 0 < left < group.width:
-            HOSTS[name][0](module, structure, group.name)
+            try:
+                HOSTS[name][0](module, structure, group.name)
+            except ConfigError as error:
+                refused[group.name] = error
+    if refused:
+        first, names = next(iter(refused.values())), ", ".join(f'"{each}"' for each in refused)
+        raise ConfigError(
+            first.what,
+            why=first.why,
+            next_step=f'choose finetune.decay.host "group-norm", or set space.exclude = [{names}]',
+        ) from first
 
 
 def open_host(

@@ -47,7 +47,6 @@ def check(module: nn.Module, structure: Structure, name: str) -> None:
         raise ConfigError(
             f"the gates host cannot close group {name!r}",
             why=f"{found!r} reads channels that pass no batch norm with a scale" if gates else "it has no batch norm",
-            next_step='choose finetune.decay.host "group-norm", which needs no batch norm, or exclude the group',
         )
 
 

@@ -55,7 +55,6 @@ def check(module: nn.Module, structure: Structure, name: str) -> None:
         raise ConfigError(
             f"the half-space host needs zero-invariant groups, and {name!r} is none",
             why=f"an operation before {found!r} makes something else of zeros",
-            next_step='choose finetune.decay.host "group-norm", or exclude the group',
         )
 
 
