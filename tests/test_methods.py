@@ -64,6 +64,7 @@ def test_data_free_needs_no_data_and_judges_by_synthetic_images(tmp_path: Path) 
     [
         ("[budget]\nmax_accuracy_drop = 0.01\n", "takes labelled test images"),
         ('[search]\njudged_by = "labels"\n', "is data_free"),
+        ('[finetune]\nmethod = "decay"\n', "channels decay while the model learns"),
     ],
 )
 def test_data_free_refuses_what_takes_images(tmp_path: Path, more: str, said: str) -> None:
