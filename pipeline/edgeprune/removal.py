@@ -36,6 +36,7 @@ class Step:
     Attributes:
         op: the ONNX operation.
         inputs, outputs: names of tensors, initializers left out.
+        held: names of the initializers it reads.
         layer: module path of the layer whose weights it holds, None if it holds none.
         silent_of_zeros: whether its outputs are zero when all its inputs are.
     """
@@ -45,6 +46,7 @@ class Step:
     outputs: tuple[str, ...]
     layer: str | None
     silent_of_zeros: bool
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def _step(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> St
         outputs=tuple(name for name in node.output if name),
         layer=holder if tensor in ("weight", "running_mean") else None,
         silent_of_zeros=_silent_of_zeros(node, constants),
+        held=tuple(name for name in node.input if name in constants),
     )
 
 
