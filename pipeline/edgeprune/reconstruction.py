@@ -9,7 +9,7 @@ order, and the filters of a layer are those it has after its own repair, over th
 
 Exact where a removed filter is a positive multiple of kept ones behind activations that keep a scale (ReLU, leaky
 ReLU), with any pooling. Shares may be negative unless `Settings.nonnegative`: a ReLU or a maximum then answers them
-only approximately, and still less was lost with them than without on the networks in docs/methods/reconstruction.md.
+only approximately; docs/methods/reconstruction.md says what was lost with and without them.
 """
 
 import copy
@@ -192,7 +192,7 @@ def ridge(filters: Filters, kept: Units, lost: Units, coefficient: float | None,
     is the expected squared error over inputs that vary by v and independently of one another. Two choices are ours:
     m is the unit's mean over the training data, which a batch norm keeps as β, and not the constant c that is left
     when the inputs are zero, and v = mean γ² / mean ‖f‖² puts both terms in one unit. On networks whose inputs are far
-    from zero mean the constant says little (docs/methods/reconstruction.md has the figures).
+    from zero mean the constant says little (a trial is in docs/methods/reconstruction.md).
     """
     system = _system(filters, settings)
     shares = _solved(system[np.ix_(kept, kept)], system[np.ix_(kept, lost)], settings).T
