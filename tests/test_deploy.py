@@ -25,7 +25,7 @@ from edgeprune.budget import Budget, Latency
 from edgeprune.bundle import open_bundle
 from edgeprune.canonical import file_sha256
 from edgeprune.deploy import deploy
-from edgeprune.errors import BudgetError, DataError, DeviceBusy, DeviceLost, LedgerError, NothingFits
+from edgeprune.errors import BudgetError, DataError, DeviceBusy, DeviceLost, Interrupted, LedgerError, NothingFits
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Incident, Ledger
 from edgeprune.manifest import Name
@@ -117,6 +117,41 @@ def test_what_is_reported_is_what_the_ledger_holds(finished: Done) -> None:
     settled = [each for each in trials if each.phase == "settle" and each.plan.digest == finished.plan]
     assert settled
     assert settled[-1].quality.accuracy == outcome.result.validation["cut"]
+
+
+@pytest.mark.parametrize("widths", ["plan", "latency"])
+def test_decay_ships_the_widths_it_was_asked_for(widths: str, tmp_path: Path) -> None:
+    """Stopped while channels decay and continued: within the budget, and the bundle's plan is that of its weights."""
+    decay = f'[finetune.decay]\nsteps = 3\nshare = 0.6\nwidths = "{widths}"\n[measure]'
+    changes = (("[measure]", decay), ("[finetune]", '[finetune]\nmethod = "decay"\ncheckpoint_s = 1e-9'))
+    config = tiny_project.write_project(tmp_path / "project", *changes)
+    stop = StopAfter("finetune-", tmp_path / "dist", reports=4)
+    with pytest.raises(Interrupted):
+        deploy(request(config, tmp_path / "dist", stop=stop))
+    outcome = deploy(request(config, tmp_path / "dist"))
+    assert outcome.budget.met
+    graph = onnx.load(Path(outcome.bundle) / "model.onnx")
+    shapes = {each.name: each.dims for each in graph.graph.initializer}
+    with open_bundle(Path(outcome.bundle)) as bundle:
+        kept = {name: len(units) for name, units in bundle.manifest.plan.items()}
+    for change in outcome.widths:
+        assert kept[change.group] == change.after
+        name = f"{change.group}.weight"
+        assert name not in shapes or shapes[name][0] == change.after  # a branch that is gone has no weights
+    settled = [each.plan.widths for each in done(outcome).trials if each.phase == "settle"]
+    assert widths == "latency" or kept in settled
+
+
+class StopAfter:
+    """Interrupts a run a few reports after a file of this name is there."""
+
+    def __init__(self, name: str, out: Path, *, reports: int) -> None:
+        self._name, self._out, self._left = name, out, reports
+
+    def __call__(self) -> None:
+        self._left -= any(self._out.glob(f"*.run/{self._name}*"))
+        if not self._left:
+            raise Interrupted("asked to stop")
 
 
 def test_widths_are_those_of_the_shipped_graph(finished: Done) -> None:
