@@ -79,7 +79,7 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     )
     assert "4 settings" in text
     assert "search.trials is 0, should be greater than or equal to 1" in text
-    assert "search.strategy is 'magic', should be 'ddpg', 'sac', 'uniform' or 'random'" in text
+    assert "search.strategy is 'magic', should be 'ddpg', 'sac', 'uniform', 'random' or 'walk'" in text
     assert "finetune.learning_rate is -1.0, should be greater than 0" in text
     assert "finetune.momentum is True, should be a number" in text
 

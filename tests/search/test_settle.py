@@ -265,7 +265,8 @@ def test_a_winner_that_fails_when_timed_afresh_gives_way_to_the_next() -> None:
 
 
 def changed(one: Trial, terms: Mapping[str, float]) -> Trial:
-    return replace(one, score=replace(one.score, terms={**one.score.terms, **terms}))
+    merit = {"merit": terms["accuracy"]} if "accuracy" in terms else {}
+    return replace(one, score=replace(one.score, terms={**one.score.terms, **merit, **terms}))
 
 
 def test_of_plans_about_equally_accurate_the_one_that_uses_most_wins() -> None:

@@ -232,8 +232,8 @@ def test_a_board_that_answers_a_gigabyte_is_cut_off(board: Ssh) -> None:
 
 @needs_sshd
 def test_a_command_that_takes_too_long_is_ended_on_the_board(board: Ssh, tmp_path: Path) -> None:
-    with pytest.raises(DeviceLost, match="bash did not end within 1 s"):
-        board.run(sleeper(tmp_path / "pid"), limit_s=1)
+    with pytest.raises(DeviceLost, match="bash did not end within 4 s"):
+        board.run(sleeper(tmp_path / "pid"), limit_s=4)  # long enough for a busy machine to start it
     assert gone(pid_in(tmp_path / "pid"))
 
 
