@@ -1,6 +1,7 @@
 """Spatial entropy of activation maps: closed forms, invariances, and that dead channels cannot hide behind it."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -132,3 +133,57 @@ def test_it_leaves_its_input_alone() -> None:
     copy = maps.clone()
     spatial_entropy(maps, 0.2, 0.8)
     assert torch.equal(maps, copy)
+
+
+@pytest.mark.parametrize("entropy_of", [spatial_entropy, histogram_entropy])
+def test_the_memory_layout_does_not_matter(entropy_of: Callable[..., torch.Tensor]) -> None:
+    """Channels first, channels last, and a view that is neither."""
+    maps = noise(9, 5, 6, 7)
+    expected = entropy_of(maps, 0.1, 0.9)
+    last = maps.to(memory_format=torch.channels_last)
+    view = maps.transpose(2, 3).contiguous().transpose(2, 3)
+    for other in (last, view, last[2:]):
+        assert other.stride() != maps.stride() or len(other) < len(maps)
+        torch.testing.assert_close(entropy_of(other, 0.1, 0.9), expected[-len(other) :], atol=1e-6, rtol=0)
+
+
+def test_threads_count_the_same() -> None:
+    """Two threads share out the chunks, and every map keeps its place."""
+    maps = noise(400, 4, 8, 8) * torch.linspace(0, 1, 400)[:, None, None, None]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = spatial_entropy(maps, 0.0, 1.0)
+        torch.set_num_threads(2)
+        assert torch.equal(spatial_entropy(maps, 0.0, 1.0), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_broken_map_in_a_late_chunk_is_found() -> None:
+    """Also by a thread of ours."""
+    maps = noise(400, 4, 8, 8)
+    maps[-1, -1, -1, -1] = math.nan
+    with pytest.raises(CandidateError, match="not finite"):
+        spatial_entropy(maps, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("size", "levels"), [(3, 32), (12, 32), (40, 32), (5, 300)])
+def test_small_and_large_maps_are_counted_alike(size: int, levels: int) -> None:
+    """Whether the pairs or the kinds of pairs are fewer: the entropy of pairs counted one by one."""
+    maps = noise(2, 1, size, size, seed=size)
+    rows = quantise(maps, 0.0, 1.0, levels)[1, 0].tolist()
+    found = spatial_entropy(maps, 0.0, 1.0, levels)[1, 0].item()
+    assert found == pytest.approx(pairs_counted_one_by_one(rows), abs=1e-5)
+
+
+def test_half_precision_is_counted_in_single() -> None:
+    """bfloat16 activations have the entropy of the same numbers in float32."""
+    maps = noise(2, 3, 8, 8).bfloat16()
+    assert torch.equal(spatial_entropy(maps, 0.0, 1.0), spatial_entropy(maps.float(), 0.0, 1.0))
+
+
+def test_no_channels_and_no_images_have_no_entropies() -> None:
+    """A layer that is cut away altogether."""
+    assert spatial_entropy(noise(3, 0, 4, 4), 0.0, 1.0).shape == (3, 0)
+    assert spatial_entropy(noise(0, 3, 4, 4), 0.0, 1.0).shape == (0, 3)
