@@ -152,7 +152,7 @@ def _relative(one: float, other: float) -> float:
     return abs(one - other) / (abs(one + other) + 1e-8)
 
 
-def test_impact_takes_the_better_half_of_twice_the_quota() -> None:
+def test_impact_takes_the_best_of_its_pool() -> None:
     """Of the eight least salient pairs that drop different units, the four that widen the output least."""
     network = network_of(chain_of(np.random.default_rng(14), [10, 40, 6], "relu"))
     layer, after = network.chains[0].layers
@@ -168,7 +168,7 @@ def test_impact_takes_the_better_half_of_twice_the_quota() -> None:
     wanted = drop[np.argsort(spread)[:4]]
     assert set(wanted.tolist()) != set(drop[:4].tolist())
     assert set(keep.tolist()).isdisjoint(drop.tolist()), "a pair would clash with another"
-    made = walk(network, Settings(mode="impact", step=0.1, alpha=1.0))
+    made = walk(network, Settings(mode="impact", step=0.1, alpha=1.0, pool=2))
     assert list(made.removed["fc0"][:4]) == wanted.tolist()
 
 
@@ -343,7 +343,14 @@ def test_an_unknown_operator_is_an_error_in_a_mode_of_pairs_and_a_note_in_auto()
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"step": 0.0}, {"step": 1.5}, {"alpha": -0.1}, {"squash": "cube"}, {"mode": "stochastic", "squash": "rank"}],
+    [
+        {"step": 0.0},
+        {"step": 1.5},
+        {"alpha": -0.1},
+        {"squash": "cube"},
+        {"pool": 0},
+        {"mode": "stochastic", "squash": "rank"},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     """Before anything is computed."""

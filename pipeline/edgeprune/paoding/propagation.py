@@ -27,8 +27,8 @@ Places = NDArray[np.int64]
 Representatives = Sequence[Places]
 """For each layer of a chain but the last: row → the row that answers for it."""
 
-NUMBERS_AT_ONCE = 1 << 21
-"""Elements of a temporary array: 16 MiB, whatever the widths and however many pairs are asked about."""
+NUMBERS_AT_ONCE = 1 << 17
+"""Elements of a temporary array: 1 MiB, which stays in the cache, however many pairs are asked about."""
 
 
 class Propagation:
@@ -41,6 +41,9 @@ class Propagation:
     def __init__(self, chain: Chain) -> None:
         self._layers = chain.layers
         self._activations = [ACTIVATIONS[layer.activation] for layer in chain.layers]
+        # Products with sparse matrices copy what is not contiguous, every time.
+        self._columns = [np.ascontiguousarray(layer.weight.T) for layer in chain.layers]
+        self._reach = [np.abs(each) for each in self._columns]
         self._inputs = [chain.box]
         self._before: list[Bounds] = []
         for layer, activation in zip(chain.layers, self._activations, strict=True):
@@ -104,11 +107,10 @@ class Propagation:
     ) -> Bounds:
         pair, row = _members(merged[layer], drop)
         new = self.apart(layer, keep[pair], row) + moved.at(keep[pair])
-        weight = self._layers[layer + 1].weight
         shape = (len(keep), len(merged[layer]))
-        shifted = csr_array((new.centre - answered.centre[row], (pair, row)), shape=shape) @ weight.T
-        widened = csr_array((new.radius - answered.radius[row], (pair, row)), shape=shape) @ np.abs(weight).T
-        base = affine(answered, weight)
+        shifted = csr_array((new.centre - answered.centre[row], (pair, row)), shape=shape) @ self._columns[layer + 1]
+        widened = csr_array((new.radius - answered.radius[row], (pair, row)), shape=shape) @ self._reach[layer + 1]
+        base = affine(answered, self._layers[layer + 1].weight)
         change = around(base.centre + shifted, np.maximum(base.radius + widened, 0))
         if layer + 2 == len(self._layers):
             return change
@@ -135,10 +137,11 @@ class Propagation:
         """Return how far what is read in place of each row is from the row's original activation, [..., rows]."""
         instead = merged[layer]
         gone = np.flatnonzero(instead != np.arange(len(instead)))
+        if not len(gone):
+            return moved
         apart = Bounds(low=np.zeros(len(instead)), high=np.zeros(len(instead)))
-        if len(gone):
-            found = self.apart(layer, instead[gone], gone)
-            apart.low[gone], apart.high[gone] = found.low, found.high
+        found = self.apart(layer, instead[gone], gone)
+        apart.low[gone], apart.high[gone] = found.low, found.high
         return moved.at(instead) + apart
 
     def _through(self, layer: int, change: Bounds) -> Bounds:

@@ -20,9 +20,6 @@ Judge = Callable[[Places, Places], Array]
 Merge = Callable[[int, int], None]
 """(keep, drop): do it. What a judge says afterwards counts it in."""
 
-POOL = 2
-"""So many times the quota of pairs are judged, the least salient ones (the authors' setting)."""
-
 HOTTEST = 1.0001
 """Temperature of a layer of which nothing is merged yet; it falls by the share that is (the authors' setting)."""
 
@@ -59,11 +56,15 @@ def by_saliency(saliency: Array, quota: int, merge: Merge) -> None:
         _remove(left, int(drop))
 
 
-def by_impact(saliency: Array, quota: int, merge: Merge, judge: Judge) -> None:
-    """Merge the better half of a pool of the least salient pairs, each dropping another unit; again if some clash."""
+def by_impact(saliency: Array, quota: int, merge: Merge, judge: Judge, *, pool: int) -> None:
+    """Merge the best of a pool of the least salient pairs, each dropping another unit; again if some clash.
+
+    Args:
+        pool: pairs that are judged, times the quota.
+    """
     left = saliency.copy()
     while quota > 0:
-        keep, drop = _pool(left, POOL * quota)
+        keep, drop = _pool(left, pool * quota)
         gone: set[int] = set()
         for place in np.argsort(judge(keep, drop), kind="stable").tolist():
             pair = int(keep[place]), int(drop[place])
