@@ -39,13 +39,14 @@ class Rig:
     optimiser: DecayOptimiser
 
     def backward(self, seed: int) -> float:
-        """Leave the gradients of a random batch, and return its loss."""
+        """Leave the gradients of a random batch where they belong, and return its loss."""
         x, y = batch(seed)
         self.optimiser.zero_grad()
         answer = self.net.train()(x)
         answer = answer.flatten(2).mean(2) if answer.dim() > 2 else answer
         loss = functional.cross_entropy(answer, y.clamp(max=answer.shape[1] - 1))
         torch.autograd.backward(loss)
+        self.units.flat.gather()
         return float(loss.detach())
 
     def run(self, steps: int, first: int = 0) -> None:

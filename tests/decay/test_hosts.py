@@ -145,6 +145,7 @@ def test_sparsity_learning_pulls_makers_and_readers() -> None:
     """grad += reg · (γ of the row + γ of the column) · w, on a kernel between two groups."""
     ready = rig("vgg", sparsity=0.01)
     ready.optimiser.zero_grad()
+    ready.units.flat.gather()
     now = moment(ready)
     ready.host.watch(now)
     ready.host.adjust(now)
@@ -202,6 +203,7 @@ def test_the_penalty_is_on_scales_alone() -> None:
     """grad += ρ · sign(γ)."""
     ready = rig("resnet", "gates", sparsity=0.25)
     ready.optimiser.zero_grad()
+    ready.units.flat.gather()
     with torch.no_grad():
         ready.net.stem[1].weight[:8] *= -1
     ready.host.adjust(moment(ready))

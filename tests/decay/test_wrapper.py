@@ -167,6 +167,7 @@ def planted(ready: Rig, sign: float, strength: float, others: float) -> Tensor:
     """Step with a gradient along themselves for decaying units, a random one for others; return who was released."""
     flat, roster = ready.units.flat, ready.optimiser.roster
     ready.optimiser.zero_grad()
+    flat.gather()
     noise = torch.randn(flat.grads.shape, generator=torch.Generator().manual_seed(3))
     flat.grads.copy_(noise)
     lengths = ready.units.lengths(flat.grads)

@@ -65,8 +65,7 @@ class Place:
 class Flat:
     """A module's parameters and gradients, flat.
 
-    Gradients are collected by `gather`; where `zero_grad` here is called in place of the module's own, autograd writes
-    them where they belong and nothing is copied.
+    Gradients are collected by `gather`; between a step and the next backward pass they are to be forgotten.
 
     Args:
         module: its parameters that learn become views of `values`, in the memory format they have.
@@ -97,6 +96,9 @@ class Flat:
             view = place.of(self.values)
             view.copy_(parameter.detach())
             parameter.data = view
+        # What autograd made is let go with the other gradients, as under any optimiser: let go at once, the heap's top is
+        # free after every step, goes back to the system, and a tenth of the next step is spent on page faults.
+        self._received: list[Tensor | None] = []
         split = sum(each.numel() for each in self._parameters if each.dim() > 1)
         self.kernels, self.vectors = self._part(slice(0, split)), self._part(slice(split, None))
 
@@ -110,14 +112,14 @@ class Flat:
         return tuple(bucket.of(values) for bucket in self.buckets)
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero, and let autograd add the next ones in place."""
-        self.grads.zero_()
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            if parameter.grad is not view:
-                parameter.grad = view
+        """Forget all gradients: autograd makes new ones faster than it adds to what is there."""
+        self._received.clear()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def gather(self) -> None:
-        """Bring gradients that autograd put elsewhere to their place; a parameter without one counts as zero."""
+        """Bring all gradients to their place, and let the parameters see them there; one without any counts as zero."""
+        self._received = [parameter.grad for parameter in self._parameters]
         for parameter, view in zip(self._parameters, self._views, strict=True):
             if parameter.grad is not view:
                 view.zero_() if parameter.grad is None else view.copy_(parameter.grad)

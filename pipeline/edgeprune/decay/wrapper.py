@@ -71,7 +71,7 @@ class DecayOptimiser:
         self._undone = (-1, units.nothing)  # version of the roster and what is taken off each row
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero."""
+        """Forget all gradients."""
         self._units.flat.zero_grad()
 
     def step(self) -> None:

@@ -58,7 +58,7 @@ class _Reader:
     """Counts of the levels that one layer read, by channel."""
 
     def __init__(self, layer: nn.Module, owners: Owners) -> None:
-        self._axis = -1 if isinstance(layer, nn.Linear) else 1
+        self._last = isinstance(layer, nn.Linear)
         self.owners = owners
         self.counts = torch.zeros(len(owners), LEVELS, dtype=torch.int64)
         self._range: tuple[float, float] | None = None
@@ -68,9 +68,10 @@ class _Reader:
         if self._range is None:
             low, high = torch.aminmax(activation)
             self._range = float(low), float(high)
-        levels = quantise(activation, *self._range, LEVELS).movedim(self._axis, -1)
-        levels += torch.arange(0, levels.shape[-1] * LEVELS, LEVELS, dtype=levels.dtype, device=levels.device)
-        self.counts += torch.bincount(levels.flatten(), minlength=self.counts.numel()).view_as(self.counts).cpu()
+        first = torch.arange(0, self.counts.numel(), LEVELS, dtype=torch.int32)
+        place = quantise(activation, *self._range, LEVELS)
+        place += first if self._last else first.view(-1, *[1] * (activation.dim() - 2))
+        self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
     def counts_by_class(self) -> tuple[Owners, NDArray[np.float64]]:
         """Return the classes that the layer reads, -1 left out, and the counts of each [classes, Q]."""
