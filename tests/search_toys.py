@@ -42,7 +42,8 @@ def residual_layers(stages: list[tuple[int, int, int]]) -> tuple[list[Layer], li
 class Toy:
     """A problem and the truth behind it.
 
-    Accuracy is 0.93 · exp(− Σ_g sensitivity_g · (importance lost in g)²), so groups differ in what they are worth.
+    Accuracy is 0.93 · exp(− Σ_g sensitivity_g · (1 − mended · coefficient_g) · (importance lost in g)²), so groups
+    differ in what they are worth, and a repair is worth `mended`.
     Latency is the work of each layer with channels rounded up to `block`, plus a constant, times noise.
     """
 
@@ -52,6 +53,7 @@ class Toy:
     block: int = 8
     noise: float = 0.0
     broken: frozenset[int] = frozenset()
+    mended: float = 0.0
     calls: int = field(default=0)
 
     def ratio(self, widths: Mapping[str, int]) -> float:
@@ -64,10 +66,11 @@ class Toy:
             total += self.costs[layer.name] * into * out / (into_full * out_full)
         return total
 
-    def accuracy(self, widths: Mapping[str, int]) -> float:
+    def accuracy(self, widths: Mapping[str, int], repair: Mapping[str, float] | None = None) -> float:
         """Return the true accuracy."""
         lost = {name: 1 - self.problem.kept_importance(name, width) for name, width in widths.items()}
-        return 0.93 * math.exp(-sum(self.sensitivity[name] * value**2 for name, value in lost.items()))
+        left = {name: 1 - self.mended * (repair or {}).get(name, 0.0) for name in lost}
+        return 0.93 * math.exp(-sum(self.sensitivity[name] * left[name] * value**2 for name, value in lost.items()))
 
     def trial(self, plan: Plan, number: int = 0) -> Trial:
         """Return what the harness would tell about `plan`: deterministic noise from the plan's own digest."""
@@ -79,7 +82,7 @@ class Toy:
         rng = np.random.default_rng(int(plan.digest[:12], 16))
         ratio = self.ratio(plan.widths) * math.exp(self.noise * rng.standard_normal())
         interval = Interval(p50=ratio, low=ratio * (1 - self.noise), high=ratio * (1 + self.noise))
-        quality = Quality(accuracy=self.accuracy(plan.widths), entropy=None, images=1000)
+        quality = Quality(accuracy=self.accuracy(plan.widths, plan.repair), entropy=None, images=1000)
         verdict = score(quality, interval, baseline=BASELINE, limit_ratio=self.problem.limit_ratio, weights=WEIGHTS)
         return Trial(measurement=measured(ratio), failure=None, quality=quality, score=verdict, **shared)
 

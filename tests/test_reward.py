@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import ConfigError, DataError
+from edgeprune.methods import presets
 from edgeprune.reward import TERMS, RewardWeights, merit, score, worst_score
 from edgeprune.statistics import Interval
 from edgeprune.trial import Quality
@@ -19,12 +20,12 @@ def ratio(middle: float, half: float = 0.01) -> Interval:
 
 def test_every_addend_is_the_formula_by_hand() -> None:
     """0.8·1 − 5·0.1 − 0.5·0.75 + 2·min(0, 1 − 0.54), and the reward is the sum of the addends."""
-    weights = RewardWeights(accuracy=1, overrun=5, entropy=0.5, speed=2)
+    weights = RewardWeights(accuracy=1, overrun=5, unused=3, entropy=0.5, speed=2)
     found = score(FINE, ratio(0.54), baseline=BASELINE, limit_ratio=0.5, weights=weights)
     assert found.terms["reward_accuracy"] == pytest.approx(0.8)
     assert found.terms["reward_latency"] == pytest.approx(-0.5)
     assert found.terms["reward_entropy"] == pytest.approx(-0.375)
-    assert found.terms["reward_speed"] == 0
+    assert found.terms["reward_unused"] == found.terms["reward_speed"] == 0
     assert found.reward == pytest.approx(0.8 - 0.5 - 0.375)
     assert found.reward == pytest.approx(sum(found.terms[name] for name in TERMS))
 
@@ -51,6 +52,13 @@ def test_being_slower_than_the_unpruned_model_can_cost_extra() -> None:
     weights = RewardWeights(speed=2)
     found = score(FINE, ratio(1.1), baseline=BASELINE, limit_ratio=0.5, weights=weights)
     assert found.terms["reward_speed"] == pytest.approx(-0.2)
+
+
+def test_leaving_the_budget_unused_can_cost() -> None:
+    """A tenth may be left over; of 0.5 a plan of 0.3 uses 60 %, so 30 % count, three times."""
+    found = score(FINE, ratio(0.3), baseline=BASELINE, limit_ratio=0.5, weights=RewardWeights(unused=3))
+    assert found.terms["reward_unused"] == pytest.approx(-0.9)
+    assert score(FINE, ratio(0.45), baseline=BASELINE, limit_ratio=0.5).terms["unused"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("high", "feasible"), [(0.499, True), (0.5, True), (0.501, False)])
@@ -107,7 +115,7 @@ def test_an_unpruned_model_that_gets_nothing_right_cannot_be_compared_with() -> 
         score(FINE, ratio(0.4), baseline=Quality(accuracy=0.0, entropy=1.0, images=10), limit_ratio=0.5)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "overrun", "entropy", "speed"])
+@pytest.mark.parametrize("name", ["accuracy", "overrun", "unused", "entropy", "speed"])
 def test_weights_are_not_negative(name: str) -> None:
     """A negative weight would turn a term round; the message names it."""
     with pytest.raises(ConfigError, match=name):
@@ -119,8 +127,19 @@ def test_weights_are_not_negative(name: str) -> None:
 
 def test_what_decides_is_accuracy_unless_it_has_no_weight() -> None:
     """A reward of entropy alone must not get accuracy back through the choice of the winner."""
-    facts = {"accuracy": 0.7, "entropy_relative": 0.4}
+    facts = {"accuracy": 0.7, "entropy_relative": 0.4, "unused": 0.0}
     assert merit(facts, RewardWeights()) == 0.7
     assert merit(facts, RewardWeights(entropy=0.0)) == 0.7
     assert merit(facts, RewardWeights(accuracy=0.0, entropy=1.0)) == -0.4
     assert merit({"accuracy": 0.7}, RewardWeights(accuracy=0.0, entropy=0.0)) == 0.7
+
+
+def test_the_emptiest_network_does_not_win_by_being_the_most_orderly() -> None:
+    """Entropy alone is compared at the latency of the budget: next to nothing of a network has next to no entropy."""
+    weights = RewardWeights(**presets("entropy-rl", data_free=False)["reward"])
+    orderly, used = (
+        score(Quality(accuracy=0.2, entropy=each, images=10), at, baseline=BASELINE, limit_ratio=0.5, weights=weights)
+        for each, at in ((0.1, ratio(0.02)), (1.9, ratio(0.48)))
+    )
+    assert used.terms["merit"] > orderly.terms["merit"]
+    assert used.reward > orderly.reward

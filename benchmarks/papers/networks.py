@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from torch.nn.functional import pad
 sys.path.append(str(Path(__file__).parents[1]))
 
 import cifar10
+
+Net = TypeVar("Net", bound=nn.Module)
 
 VGG_WIDTHS = (17, 46, 0, 57, 71, 0, 73, 60, 32, 0, 51, 51, 51, 0, 51, 51, 51, 0)
 """Of the thin VGG-16's convolutions; 0: maximum over 2 x 2 pixels."""
@@ -120,7 +123,17 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def _loaded(net: nn.Module, file: str) -> nn.Module:
+def vgg16_thin_net() -> VGG:
+    """Return the thin VGG-16, trained on CIFAR-10; it is the result of pruning a VGG-16, so it has little to spare."""
+    return _loaded(VGG(), "cifar10_vgg16_thin.pt")
+
+
+def mobilenetv2_net() -> MobileNetV2:
+    """Return MobileNetV2, trained on ImageNet."""
+    return _loaded(MobileNetV2(), "imagenet_mobilenetv2.pt")
+
+
+def _loaded(net: Net, file: str) -> Net:
     net.load_state_dict(torch.load(cifar10.folder() / file, map_location="cpu", weights_only=True))
     return net.eval()
 
@@ -149,25 +162,46 @@ def resnet56(images: int) -> Trained:
 
 
 def vgg16_thin(images: int) -> Trained:
-    """Return the thin VGG-16 on CIFAR-10; it is the result of pruning a VGG-16, so it has little to spare."""
-    return _on_cifar(_loaded(VGG(), "cifar10_vgg16_thin.pt"), images, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+    """Return the thin VGG-16 on CIFAR-10."""
+    return _on_cifar(vgg16_thin_net(), images, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 
 
 def mobilenetv2(images: int) -> Trained:
     """Return MobileNetV2 on the ImageNet sample: every so many images are tested, 128 others calibrate."""
+    pixels, labels = _imagenet_sample()
+    tested = np.unique(np.linspace(0, len(pixels) - 1, min(images, len(pixels) - 128)).astype(int))
+    others = np.setdiff1d(np.arange(len(pixels)), tested)
+    x = _normalised(pixels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return Trained(
+        net=mobilenetv2_net(),
+        images=x[tested],
+        labels=torch.from_numpy(labels[tested]),
+        calibration=x[others[np.linspace(0, len(others) - 1, 128).astype(int)]],
+    )
+
+
+def imagenet_data() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the ImageNet sample as two sets, uint8 N x H x W x C, with labels: every second image is a test image."""
+    pixels, labels = _imagenet_sample()
+    return {"train": (pixels[::2], labels[::2]), "test": (pixels[1::2], labels[1::2])}
+
+
+def cifar_data() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return CIFAR-10, see `cifar10.data`."""
+    return cifar10.data()
+
+
+def resnet56_net() -> nn.Module:
+    """Return ResNet-56, trained on CIFAR-10."""
+    return cifar10.resnet56()
+
+
+def _imagenet_sample() -> tuple[np.ndarray, np.ndarray]:
+    """Return 1,000 images [N, 224, 224, 3] uint8, one a class, and their labels."""
     with zipfile.ZipFile(cifar10.folder() / "imagenet_sample_1000.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg")))
         pixels = np.stack([_centre(archive.read(name)) for name in names])
-    labels = torch.tensor([int(Path(name).name[:4]) for name in names])
-    tested = np.unique(np.linspace(0, len(names) - 1, min(images, len(names) - 128)).astype(int))
-    others = np.setdiff1d(np.arange(len(names)), tested)
-    x = _normalised(pixels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Trained(
-        net=_loaded(MobileNetV2(), "imagenet_mobilenetv2.pt"),
-        images=x[tested],
-        labels=labels[tested],
-        calibration=x[others[np.linspace(0, len(others) - 1, 128).astype(int)]],
-    )
+    return pixels, np.array([int(Path(name).name[:4]) for name in names])
 
 
 def _centre(raw: bytes) -> np.ndarray:

@@ -11,6 +11,7 @@ from search_toys import RESNET56, Toy, best_accuracy, residual_toy
 from edgeprune.errors import ConfigError
 from edgeprune.search.agent import _disturbed, own_randomness
 from edgeprune.search.strategies import STRATEGIES, make_searcher
+from edgeprune.trial import Trial
 
 LEARNERS = ("ddpg", "sac")
 SMALL = [(16, 32, 2), (32, 16, 2)]
@@ -175,3 +176,24 @@ def test_plans_of_a_problem_that_repairs_say_how(strategy: str) -> None:
     assert all(plan.repair for plan in cut)
     assert len({round(each, 6) for plan in cut for each in plan.repair.values()}) > len(cut)
     assert [each.plan for each in toy.run(make_searcher(strategy, toy.problem), 12)] == [each.plan for each in told]
+
+
+def test_an_agent_of_two_actions_beats_chance_and_the_uniform_plan() -> None:
+    """Over three networks and equal evaluations: it learns widths and how much to repair at once."""
+
+    def runs(name: str) -> list[list[Trial]]:
+        toys = [
+            residual_toy(RESNET56, trials=32, removable=True, contrast=1.5, damage=0.5, seed=seed, mended=0.8)
+            for seed in range(3)
+        ]
+        toys = [replace(toy, problem=replace(toy.problem, repairs=True)) for toy in toys]
+        return [toy.run(make_searcher(name, toy.problem), 32) for toy in toys]
+
+    learned, drawn = runs("sac"), runs("random")
+    late, chance = (
+        np.mean([each.quality.accuracy for told in made for each in told[-8:]]) for made in (learned, drawn)
+    )
+    assert late > chance + 0.05
+    best, uniform = np.mean([best_accuracy(told) for told in learned]), np.mean([best_accuracy(t[:1]) for t in learned])
+    assert best > np.mean([best_accuracy(told) for told in drawn])
+    assert best > uniform

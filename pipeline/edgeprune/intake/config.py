@@ -239,6 +239,7 @@ class RewardConfig(Section):
 
     accuracy: NotNegative = RewardWeights.accuracy
     overrun: NotNegative = RewardWeights.overrun
+    unused: NotNegative = RewardWeights.unused
     entropy: NotNegative = RewardWeights.entropy
     speed: NotNegative = RewardWeights.speed
 
