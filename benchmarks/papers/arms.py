@@ -97,7 +97,7 @@ def main() -> None:
             settings = OWN.get((chosen.comparison, chosen.network), {}) | ARMS[chosen.comparison][key["arm"]]
             cells.append({**key, **run_cell(key, settings, chosen.runs)})
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(cells, indent=1) + "\n")
+            out.write_text("[\n" + ",\n".join(json.dumps(each) for each in cells) + "\n]\n")
     print(table(cells))
 
 

@@ -1,20 +1,22 @@
 """One-step pruning against decay against decay with rectification, under each host: a ResNet on CIFAR-10.
 
-    EDGEPRUNE_DATA=... python benchmarks/papers/decay.py --minutes 60 --seeds 3
+    EDGEPRUNE_DATA=<folder> python benchmarks/papers/decay.py --epochs 5 --seeds 0 1 2
 
 After "Decay Pruning Method" (arXiv 2406.03879), whose tables these runs stand beside. Every run starts from the same
 trained weights and takes the same number of epochs with the same batches (paired seeds): SGD with momentum 0.9,
 learning rate 0.01, a tenth of it from 60 % and a hundredth from 80 % of the epochs on, cross-entropy, mirrored and
-shifted images; as DepGraph's published settings for CIFAR-10, but for the number of epochs. Over the first part of
+shifted images, bfloat16 in the forward and backward pass; as DepGraph's published settings for CIFAR-10, but for the
+number of epochs and the arithmetic. Over the first part of
 them every channel group loses the same share of its channels. In "one-step" the host's picks are zero at once (N = 1),
 in "decay" they decay over N steps, in "decay+rectify" those that resist are released and others take their place.
 When all are gone the model is cut, and trained to the end. Accuracy is of the last epoch, on the 10,000 test images.
 
-Each finished run is written to --out at once, and not repeated; a run that was stopped goes on from its last epoch.
-The paper's own schedules take 100 epochs and more; --epochs or --minutes (of a run, on this machine) say how many.
+Each finished run is written to --out at once, and not repeated; a run that was stopped goes on from its last epoch,
+kept in --work. Two processes with different seeds may share both. The paper's own schedules take 100 epochs and more.
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 import os
@@ -22,6 +24,7 @@ import platform
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -73,6 +76,7 @@ class Task:
     share: float
     images: int
     test_images: int
+    precision: str
 
     @property
     def name(self) -> str:
@@ -216,7 +220,9 @@ class Run:
         for group in self.inner.param_groups:
             group["lr"] = rate_of(self.facts["step"], self.steps)
         optimiser.zero_grad()
-        torch.autograd.backward(functional.cross_entropy(self.net.train()(images), labels))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.task.precision == "bf16"):
+            loss = functional.cross_entropy(self.net.train()(images), labels)
+        torch.autograd.backward(loss)
         optimiser.step()
         self.facts["step"] += 1
         if self.decay is not None and self.decay.done:
@@ -264,17 +270,6 @@ class Run:
         self.inner.load_state_dict(state["inner"])
 
 
-def epochs_in(minutes: float, depth: int, train: Images, images: int) -> int:
-    """Return how many epochs the unpruned model trains for in so many minutes here, at least 2."""
-    net = {20: resnet20, 56: resnet56}[depth]().to(train.labels.device, memory_format=torch.channels_last)
-    batches, seconds = train.epoch(0), []
-    for pixels, labels in itertools.islice(batches, 4):
-        began = time.perf_counter()
-        torch.autograd.backward(functional.cross_entropy(net.train()(pixels), labels))
-        seconds.append(time.perf_counter() - began)
-    return max(2, int(60 * minutes / (statistics.median(seconds[1:]) * max(1, images // BATCH))))
-
-
 def summary(runs: list[dict[str, Any]]) -> list[str]:
     """Return a line a host and method: mean and spread over seeds, and the paired gain over one-step."""
     lines = []
@@ -300,10 +295,8 @@ def main() -> None:
     """Make the runs that are missing, and print what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int)
-    length.add_argument("--minutes", type=float, help="of one run, on this machine")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--hosts", nargs="+", choices=tuple(HOSTS), default=tuple(HOSTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--keep", type=float, default=0.7, help="share of the channels of every group")
@@ -311,37 +304,55 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.4, help="of the steps, in which channels go")
     parser.add_argument("--images", type=int, default=50_000, help="of an epoch; fewer to try it out")
     parser.add_argument("--test-images", type=int, default=10_000, help="fewer to try it out")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-decay")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results/papers/decay.json")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if options.table:
+        show(options)
+        return
     train, test = Images.of("train", device), Images.of("test", device, options.test_images)
-    runs: list[dict[str, Any]] = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
-    epochs = options.epochs or epochs_in(options.minutes or 60.0, options.depth, train, options.images)
-    if options.epochs is None and runs:
-        epochs = runs[0]["epochs"]  # what the first run was given is what the others are compared at
-    for seed, host, method in itertools.product(range(options.seeds), options.hosts, options.methods):
+    for seed, host, method in itertools.product(options.seeds, options.hosts, options.methods):
         task = Task(
             depth=options.depth,
             host=host,
             method=method,
             seed=seed,
-            epochs=epochs,
+            epochs=options.epochs,
             keep=options.keep,
             decay_steps=options.decay_steps,
             share=options.share,
             images=options.images,
             test_images=options.test_images,
+            precision=options.precision,
         )
-        if not any(all(run[name] == value for name, value in asdict(task).items()) for run in runs):
-            result = Run(task, train, test, options.out.with_suffix(".work")).finish()
-            runs.append({**asdict(task), **result, "load": os.getloadavg()[0]})
-            _write(options.out, runs, options.device)
+        if not any(all(run[name] == value for name, value in asdict(task).items()) for run in known(options.out)):
+            result = Run(task, train, test, options.work).finish()
+            keep(options, {**asdict(task), **result, "load": os.getloadavg()[0]})
             print(f"{host} {method} seed {seed}: {result['accuracy']:.2f} %", flush=True)
-    work = options.out.with_suffix(".work")
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
-    print("\n".join(summary([run for run in runs if run["epochs"] == epochs and run["depth"] == options.depth])))
+    show(options)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the table of the runs of one depth and length."""
+    wanted = options.epochs, options.depth
+    print("\n".join(summary([each for each in known(options.out) if (each["epochs"], each["depth"]) == wanted])))
+
+
+def known(path: Path) -> list[dict[str, Any]]:
+    """Return the runs that are finished."""
+    return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def keep(options: argparse.Namespace, run: dict[str, Any]) -> None:
+    """Add a run to those that are finished, by now perhaps also in another process."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    with (options.work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _write(options.out, [*known(options.out), run], options.device)
 
 
 def _write(path: Path, runs: list[dict[str, Any]], device: str) -> None:

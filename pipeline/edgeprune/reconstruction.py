@@ -53,7 +53,7 @@ class Settings:
     """
 
     neighbours: int = 5
-    distance: float = 0.2
+    distance: float = 0.6
     bias_weight: float = 1.0
     ridge: float = 1e-6
     nonnegative: bool = False
@@ -219,7 +219,7 @@ def local_ridge(filters: Filters, kept: Units, lost: Units, coefficient: float |
     _share_with_nearest(
         shares, np.flatnonzero(alone), system, filters.cosines[np.ix_(lost, kept)], kept, lost, settings
     )
-    return shares * (1.0 if coefficient is None else coefficient)
+    return _with_twins(shares, system, kept, lost) * (1.0 if coefficient is None else coefficient)
 
 
 def _share_with_nearest(
