@@ -9,9 +9,10 @@ from typing import Any, get_args
 import pytest
 
 from edgeprune.errors import ConfigError
-from edgeprune.intake.config import Config, SearchConfig, load_config
-from edgeprune.methods import DEFAULT, METHODS, presets
+from edgeprune.intake.config import Config, FinetuneConfig, SearchConfig, load_config
+from edgeprune.methods import DEFAULT, FINETUNING, METHODS, presets
 
+ROOT = Path(__file__).parents[1]
 MODEL = '[model]\nfactory = "a:b"\n'
 DATA = '[data]\narrays = "d.npz"\n'
 
@@ -25,6 +26,8 @@ def loaded(tmp_path: Path, text: str, **settings: Any) -> Config:
 def test_the_configuration_knows_every_method() -> None:
     assert get_args(SearchConfig.model_fields["method"].annotation) == tuple(METHODS)
     assert SearchConfig().method == DEFAULT
+    assert get_args(FinetuneConfig.model_fields["method"].annotation) == tuple(FINETUNING)
+    assert FinetuneConfig().method == next(iter(FINETUNING))
 
 
 @pytest.mark.parametrize("data_free", [False, True])
@@ -81,7 +84,10 @@ def test_the_command_says_what_each_needs_and_where_it_comes_from() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "edgeprune", "methods", "--json"], capture_output=True, text=True, check=True
     )
-    known = json.loads(done.stdout)["data"]["methods"]
-    assert [each["name"] for each in known] == list(METHODS)
-    assert [each["name"] for each in known if each["default"]] == [DEFAULT]
-    assert all(each["source"] and each["needs"] and each["idea"] and each["optimises"] for each in known)
+    data = json.loads(done.stdout)["data"]
+    assert [each["name"] for each in data["methods"]] == list(METHODS)
+    assert [each["name"] for each in data["methods"] if each["default"]] == [DEFAULT]
+    assert [each["name"] for each in data["finetuning"] if each["default"]] == ["one-step"]
+    listed = data["methods"] + data["finetuning"]
+    assert all(each["source"] and each["needs"] and each["idea"] and each["optimises"] for each in listed)
+    assert all((ROOT / each["page"]).is_file() for each in listed)

@@ -293,15 +293,19 @@ def doctor(
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """List the methods of pruning: what each needs, what it optimises, and where it comes from."""
+    """List the methods of pruning and fine-tuning: what each needs, what it optimises, and where it comes from."""
 
     def act() -> tuple[Json, int]:
         from dataclasses import asdict
 
-        from edgeprune.methods import DEFAULT, METHODS
+        from edgeprune.methods import DEFAULT, FINETUNING, METHODS
 
         known = [{"name": name, "default": name == DEFAULT, **asdict(each)} for name, each in METHODS.items()]
-        return {"methods": known}, 0
+        beside = [
+            {"name": name, "default": place == 0, **asdict(each)}
+            for place, (name, each) in enumerate(FINETUNING.items())
+        ]
+        return {"methods": known, "finetuning": beside}, 0
 
     _run("methods", act, as_json, _print_methods)
 
@@ -689,8 +693,9 @@ def _print_targets(data: Json) -> None:
 
 
 def _print_methods(data: Json) -> None:
-    for each in data["methods"]:
-        typer.echo(f"{each['name']}{' (default)' * each['default']}: {each['title']}")
+    flags = {"methods": "--method", "finetuning": "--finetune"}
+    for flag, each in ((flag, each) for kind, flag in flags.items() for each in data[kind]):
+        typer.echo(f"{flag} {each['name']}{' (default)' * each['default']}: {each['title']}")
         needs = "; ".join(each["needs"])
         for name, text in {**each, "needs": needs}.items():
             if name in ("idea", "optimises", "needs", "source", "page"):

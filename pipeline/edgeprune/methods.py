@@ -45,7 +45,7 @@ METHODS: Mapping[str, Method] = {
         title="Entropy-driven pruning",
         source="after arXiv 2312.04918, re-derived: estimator, ranges and budget are ours",
         idea="the same agent, rewarded for orderly activations instead of right answers",
-        optimises="spatial entropy of activations at the latency of the budget, to be made small; accuracy is only watched",
+        optimises="spatial entropy of activations, to be made small at the latency of the budget; accuracy is watched",
         needs=("images", "convolutions with maps of more than one pixel"),
         presets={"reward": {"accuracy": 0.0, "entropy": 1.0, "unused": 5.0}},
         page="docs/methods/entropy-rl.md",
@@ -84,6 +84,31 @@ METHODS: Mapping[str, Method] = {
 }
 
 DEFAULT = "amc"
+
+FINETUNING: Mapping[str, Method] = {
+    "one-step": Method(
+        title="cut, then train",
+        source="common practice",
+        idea="what goes is cut at once, and the smaller model is trained",
+        optimises="answers of the unpruned model and labels",
+        needs=("training images, labelled or not",),
+        page="docs/configuration.md",
+    ),
+    "decay": Method(
+        title="Decay Pruning Method",
+        source="arXiv 2406.03879; its formula of decay, its rectification re-derived; hosts 2301.12900, 1909.08174, "
+        "2303.06862",
+        idea="what goes shrinks to nothing while the model learns, and is released if its gradients resist",
+        optimises="the same, with the widths of the plan or those worth most per millisecond",
+        needs=(
+            "training images, labelled or not",
+            "host gates: batch norms after what is cut",
+            "host half-space: operations that leave zeros zero",
+        ),
+        page="docs/methods/decay.md",
+    ),
+}
+"""How what is cut leaves the model when it is fine-tuned, beside any method; the first is the default."""
 
 DATA_FREE: Mapping[str, Any] = {
     "judged_by": "synthetic",

@@ -96,8 +96,8 @@ class Flat:
             view = place.of(self.values)
             view.copy_(parameter.detach())
             parameter.data = view
-        # What autograd made is let go with the other gradients, as under any optimiser: let go at once, the heap's top is
-        # free after every step, goes back to the system, and a tenth of the next step is spent on page faults.
+        # What autograd made is let go when gradients are forgotten, as under any optimiser. Let go by `gather`, the
+        # heap's top is free after every step and goes back to the system: page faults then cost a tenth of the next.
         self._received: list[Tensor | None] = []
         split = sum(each.numel() for each in self._parameters if each.dim() > 1)
         self.kernels, self.vectors = self._part(slice(0, split)), self._part(slice(split, None))
