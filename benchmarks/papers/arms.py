@@ -138,7 +138,7 @@ def run_cell(key: dict[str, Any], settings: Settings, runs: Path) -> dict[str, A
         del facts[path]
     with Ledger.open(Path(outcome.run_dir) / "ledger.sqlite", read_only=True) as ledger:
         trials = [{"phase": each.phase, "terms": dict(each.score.terms)} for each in ledger.trials(ledger.runs()[0])]
-    return {"outcome": facts, "trials": trials}
+    return {"outcome": facts, "candidates": trials}
 
 
 def table(cells: list[dict[str, Any]]) -> str:
