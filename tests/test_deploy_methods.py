@@ -122,9 +122,13 @@ def test_a_rule_that_reads_images_is_refused_without_data(config: Path) -> None:
 
 
 def test_a_reward_of_entropy_alone_chooses_by_entropy(config: Path) -> None:
-    """Of the candidates that fit, none is more orderly than the best; its accuracy was not asked for."""
+    """Merit is order at the latency of the budget, accuracy is not asked for; the narrowest plan is not the winner."""
     outcome = carried_out(config, method="entropy-rl")
     with Ledger.open(Path(outcome.run_dir) / "ledger.sqlite", read_only=True) as ledger:
         trials = ledger.trials(ledger.runs()[0])
-    assert all(each.score.terms["merit"] == -each.score.terms["entropy_relative"] for each in trials if each.quality)
+    for terms in (each.score.terms for each in trials if each.quality):
+        assert terms["merit"] == -terms["entropy_relative"] + terms["reward_unused"]
     assert all(each.score.terms["reward_accuracy"] == 0 for each in trials)
+    assert outcome.result.ratio is not None
+    narrowest = next(each.score.terms["latency_ratio"] for each in trials if each.phase == "probe")
+    assert outcome.result.ratio.p50 > narrowest + 0.05
