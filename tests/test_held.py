@@ -7,8 +7,11 @@ from torch import nn
 from edgeprune.held import held
 
 
-@pytest.mark.parametrize("trainable", [True, False])
-def test_modes_and_flags_are_set_and_restored(trainable: bool) -> None:
+@pytest.mark.parametrize(
+    ("trainable", "during"),
+    [(True, [True, True, True, True]), (False, [False, False, False, False]), (None, [True, True, False, True])],
+)
+def test_modes_and_flags_are_set_and_restored(trainable: bool | None, during: list[bool]) -> None:
     """Each layer's own, also where they are mixed, also after an error."""
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
     module[1].eval()
@@ -24,7 +27,7 @@ def test_modes_and_flags_are_set_and_restored(trainable: bool) -> None:
 
     with pytest.raises(KeyError):
         look()
-    assert seen == [False] + 4 * [trainable]
+    assert seen == [False, *during]
     assert [each.training for each in module.modules()] == [True, True, False, True]
     assert [each.requires_grad for each in module.parameters()] == [True, True, False, True]
 

@@ -27,6 +27,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from edgeprune.errors import CorruptArtifact, ModelError
+from edgeprune.held import held
 
 OPSET = 18
 
@@ -43,16 +44,11 @@ def export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         ModelError: if the module does not run, PyTorch cannot trace or translate it, or it does not map one tensor to
             one tensor.
     """
-    training = {each: each.training for each in module.modules()}
-    module.eval()
     try:
-        with _quiet():
+        with held(module), _quiet():
             proto = _exported(module, torch.empty(example.shape, dtype=example.dtype).copy_(example))
     except Exception as error:  # the exporter raises whatever the user's forward raises
         raise _refusal(module, example, error) from error
-    finally:
-        for each, mode in training.items():
-            each.training = mode
     _check_ends(proto.graph)
     return _cuttable(proto, frozenset(module.state_dict()))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.errors import ConfigError
+from edgeprune.held import held
 
 OVERSHOOT = 2.5
 """PGD's steps together reach so many times ε (Madry et al.): from any point to any other, and some more."""
@@ -148,7 +149,7 @@ def robustness(
     """
     generators = {each.name: torch.Generator().manual_seed(each.seed) for each in attacks}
     counts = {each.name: [0, 0, 0, 0] for each in attacks}
-    with _evaluated(module):
+    with held(module):
         for images, labels in batches:
             before = _answers(module, images)
             for attack in attacks:
@@ -189,15 +190,3 @@ def _answers(module: nn.Module, images: Tensor) -> Tensor:
 def _gradients() -> Iterator[None]:
     with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-@contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode for the block, and every part of it back into the mode it was in."""
-    training = {each: each.training for each in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in training.items():
-            each.training = mode

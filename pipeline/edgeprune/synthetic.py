@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.errors import ModelError
+from edgeprune.held import held
 
 BATCH = 64
 """Images that are made together: statistics of fewer are noise."""
@@ -49,7 +50,7 @@ def synthesise(module: nn.Module, shape: tuple[int, int, int], count: int, *, se
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((count, *shape), generator=generator)
-    with _as_it_was(module), torch.enable_grad():
+    with held(module, trainable=False), torch.enable_grad():
         return torch.cat([_descended(module, each, steps) for each in torch.split(noise, BATCH)])
 
 
@@ -109,18 +110,3 @@ def _gap_into(gaps: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], N
         gaps.append(gap.mean())
 
     return note
-
-
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients of parameters; then everything is as before."""
-    modes = [(each, each.training) for each in module.modules()]
-    flags = [(each, each.requires_grad) for each in module.parameters()]
-    module.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
