@@ -11,6 +11,7 @@ from edgeprune.deploy import deploy
 from edgeprune.errors import ConfigError, DataError
 from edgeprune.intake.config import load_config
 from edgeprune.ledger import Ledger
+from edgeprune.manifest import MANIFEST, read_manifest
 from edgeprune.methods import METHODS
 from edgeprune.outcome import Outcome
 from edgeprune.stages.prepare import Request
@@ -114,6 +115,53 @@ def test_images_without_labels_will_do_for_agreement(config: Path) -> None:
 def test_pairs_are_refused_where_no_dense_layer_has_any(config: Path) -> None:
     with pytest.raises(ConfigError, match="no dense layer"):
         carried_out(config, method="paoding", **{"paoding.mode": "impact"})
+
+
+def in_bytes(config: Path) -> Path:
+    """Return the configuration with the same images as bytes, and how they become the numbers they were."""
+    path = config.parent / "images.npz"
+    arrays = dict(np.load(path))
+    pixels = [each for each in arrays.values() if each.ndim > 1]
+    low, high = min(each.min() for each in pixels), max(each.max() for each in pixels)
+    for name in (each for each in arrays if arrays[each].ndim > 1):
+        arrays[name] = np.round(255 * (arrays[name] - low) / (high - low)).astype(np.uint8)
+    np.savez(path, **arrays)
+    normalised = f"mean = [{-low / (high - low)}]\nstd = [{1 / (high - low)}]"
+    return changed(config, ('arrays = "images.npz"', f'arrays = "images.npz"\n{normalised}'))
+
+
+def test_paoding_says_what_is_still_right_after_attacks(config: Path) -> None:
+    """Of both models, in the bundle and in the report as well; the others say it where they are asked to."""
+    outcome = carried_out(own(in_bytes(config)), method="paoding")
+    for facts in (outcome.baseline, outcome.result):
+        assert list(facts.attacked) == ["fgsm 0.01", "pgd-10 0.01"]
+        assert facts.attacked_images == facts.test_images
+        assert all(0 <= share <= facts.accuracy for share in facts.attacked.values())
+    shares = outcome.result.attacked
+    assert read_manifest((Path(outcome.bundle) / MANIFEST).read_bytes()).result.attacked == shares
+    page = Path(outcome.report).read_text()
+    for name, share in shares.items():
+        assert f'data-value="result.attacked.{name}" value="{share!r}"' in page
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+def test_other_methods_attack_where_they_are_asked_to(config: Path) -> None:
+    """Pixels that may go anywhere leave little; a run that is known but for its attacks repeats nothing else."""
+    quiet = carried_out(in_bytes(config))
+    assert (dict(quiet.result.attacked), quiet.result.attacked_images) == ({}, 0)
+    settings = {"finetune.steps": 4, "search.trials": 9, "robustness.attacks": "pgd", "robustness.epsilon": 0.5}
+    loaded = load_config(config, {**settings, "robustness.images": 20, "robustness.steps": 3})
+    hard = deploy(Request(config=loaded, target="toy", out=config.parent / "dist", sleep=lambda _: None))
+    assert hard.run_dir == quiet.run_dir
+    assert (hard.result.accuracy, hard.result.attacked_images) == (quiet.result.accuracy, 20)
+    assert hard.result.attacked["pgd-3 0.5"] < 0.5 < hard.result.accuracy
+
+
+def test_attacks_on_pixels_that_nobody_knows_are_refused_before_anything_is_measured(config: Path) -> None:
+    loaded = load_config(config, {"robustness.attacks": ["fgsm"]})
+    with pytest.raises(ConfigError, match=r"robustness\.attacks"):
+        deploy(Request(config=loaded, target="toy", out=config.parent / "dist", sleep=lambda _: None))
+    assert not (config.parent / "dist").exists()
 
 
 def test_a_rule_that_reads_images_is_refused_without_data(config: Path) -> None:

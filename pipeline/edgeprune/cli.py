@@ -585,6 +585,13 @@ def _percent(facts: Json) -> str:
     return _span({name: 100 * value for name, value in facts["accuracy_interval"].items()}, 2)
 
 
+def _attacked(before: Json, after: Json) -> list[list[str]]:
+    """Return a row for each attack; none for a run of a version that carried out none."""
+    images, names = after.get("attacked_images", 0), after.get("attacked", {})
+    shares = {name: [f"{100 * each['attacked'][name]:.2f}" for each in (before, after)] for name in names}
+    return [[f"after {name}, % of {images:,}", *both] for name, both in shares.items()]
+
+
 def _print_if_emulated(data: Json) -> None:
     if data["emulated"]:
         typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
@@ -598,6 +605,7 @@ def _print_outcome(data: Json) -> None:
     unit = unit_of(data["metric"])
     rows = [
         [f"accuracy, % of {after['test_images']:,} {data['tested_on']}", _percent(before), _percent(after)],
+        *_attacked(before, after),
         [f"latency, {unit}", _span(before["latency"]), _span(after["latency"])],
         ["ratio", "1", _span(after["ratio"], 4)],
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"],

@@ -130,7 +130,7 @@ class Proof(Facts):
 
 
 class ModelCard(Facts):
-    """Accuracy and cost of one model: top-1 on the test split, top-1 per stage on the validation split, sizes."""
+    """Accuracy and cost of one model: top-1 on test, per stage on validation, after attacks on test; sizes."""
 
     accuracy: Annotated[float, Field(ge=0, le=1)]
     test_images: Count
@@ -138,6 +138,8 @@ class ModelCard(Facts):
     parameters: Count
     macs: Count
     size_bytes: Count
+    attacked: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    attacked_images: Annotated[int, Field(ge=0)] = 0
 
 
 class Origin(Facts):

@@ -22,6 +22,8 @@ class ModelFacts:
         latency: on the target, in the unit of the outcome's metric (see `edgeprune.metric`): milliseconds of a device.
         ratio: to the unpruned model on the same device; None for the unpruned model itself.
         parameters, macs, size_bytes: of the ONNX graph.
+        attacked: attack → top-1 after it, fraction, see `edgeprune.robustness`; empty where none was carried out.
+        attacked_images: how many of the test images were attacked.
     """
 
     accuracy: float
@@ -32,6 +34,8 @@ class ModelFacts:
     parameters: int
     macs: int
     size_bytes: int
+    attacked: Mapping[str, float] = field(default_factory=dict)
+    attacked_images: int = 0
 
     @property
     def accuracy_interval(self) -> Interval:

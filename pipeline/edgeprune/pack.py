@@ -334,6 +334,8 @@ def _card(facts: ModelFacts) -> dict[str, object]:
         "parameters": facts.parameters,
         "macs": facts.macs,
         "size_bytes": facts.size_bytes,
+        "attacked": dict(facts.attacked),
+        "attacked_images": facts.attacked_images,
     }
 
 

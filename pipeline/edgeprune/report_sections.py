@@ -183,6 +183,7 @@ def comparison(outcome: Outcome, about: About) -> list[Compared]:
     """Return the table of the unpruned model beside the result."""
     return [
         _test_accuracy(outcome),
+        *_attacked(outcome),
         *_validation(outcome),
         _latencies(outcome, about),
         _ratios(outcome),
@@ -211,6 +212,20 @@ def _accuracy_spread(which: str, facts: ModelFacts) -> Markup:
     )
     middle = number(f"{which}.accuracy", facts.accuracy, _accuracy(facts.accuracy))
     return Markup('{} <span class="ends">{}\u2013{}</span>').format(middle, low, high)
+
+
+def _attacked(outcome: Outcome) -> list[Compared]:
+    before, after = outcome.baseline.attacked, outcome.result.attacked
+    return [
+        Compared(
+            name=f"Accuracy after {attack}, {outcome.result.attacked_images:,} of them",
+            before=number(f"baseline.attacked.{attack}", before[attack], _accuracy(before[attack])),
+            after=number(f"result.attacked.{attack}", share, _accuracy(share)),
+            change=quantities.points(share - before[attack]),
+            minor=True,
+        )
+        for attack, share in after.items()
+    ]
 
 
 _SIZES: tuple[tuple[str, str, Callable[[float], str]], ...] = (

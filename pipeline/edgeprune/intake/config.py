@@ -419,6 +419,22 @@ class FinetuneConfig(Section):
         return math.ceil(epochs * max(1, images // self.batch_size))
 
 
+class RobustnessConfig(Section):
+    """What the last evaluation does to test images beside counting right answers; see `edgeprune.robustness`.
+
+    Attributes:
+        attacks: "fgsm", "pgd", or both; None: both where `search.method` is "paoding", which promises robustness.
+        epsilon: how far a pixel in [0, 1] may be moved.
+        steps: of PGD.
+        images: at most so many test images, the classes in proportion.
+    """
+
+    attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], BeforeValidator(_listed)] | None = None
+    epsilon: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, le=1)] = 0.01
+    steps: Count = 10
+    images: Count = 1000
+
+
 class MeasureConfig(Section):
     """How long to time; see `edgeprune.measurement.Sampling`.
 
@@ -471,6 +487,7 @@ class Config(Section):
     space: SpaceConfig = SpaceConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     measure: MeasureConfig = MeasureConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
     targets: dict[str, TargetConfig] = {}
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
@@ -503,7 +520,7 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of every setting that changes a result; see `digest_of`."""
+        """Return the SHA-256 of every setting that decides what is delivered; see `digest_of`."""
         return self.digest_of("model", "data", "budget", "search", "space", "finetune", "measure")
 
     def digest_of(self, *sections: str) -> str:

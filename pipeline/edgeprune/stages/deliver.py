@@ -83,6 +83,8 @@ def _baseline_facts(prepared: Prepared, bench: Bench, proof: Proof) -> ModelFact
         parameters=cost.parameters(prepared.graph),
         macs=cost.macs(prepared.graph),
         size_bytes=prepared.baseline.path.stat().st_size,
+        attacked=proof.baseline_attacked,
+        attacked_images=proof.attacked_images,
     )
 
 
@@ -98,6 +100,8 @@ def _result_facts(prepared: Prepared, proof: Proof) -> ModelFacts:
         parameters=cost.parameters(graph),
         macs=cost.macs(graph),
         size_bytes=proof.checked.artifact.path.stat().st_size,
+        attacked=proof.attacked,
+        attacked_images=proof.attacked_images,
     )
 
 

@@ -38,6 +38,7 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.provenance import code_digest, machine, versions
 from edgeprune.run_lock import RunLock
 from edgeprune.search.loop import Done, insist
+from edgeprune.stages.attacks import attacks
 from edgeprune.structure import Structure, build_structure
 from edgeprune.synthetic import synthesise
 from edgeprune.tolerance import tolerances
@@ -131,6 +132,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
     with progress.stage("load data and model"):
         model, splits = _dreamt(config) if config.search.data_free else _loaded(config)
+    attacks(config, splits)  # what cannot be carried out is refused here as well
     code = [code_digest(model.module), versions(), machine()]
     run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
     folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"

@@ -17,6 +17,7 @@ from edgeprune.intake.images import ArraySet
 from edgeprune.measurement import Measurement
 from edgeprune.plan import Plan
 from edgeprune.search.loop import Bench
+from edgeprune.stages.attacks import attacks
 from edgeprune.stages.baseline import EVALUATION_BATCH, final_sampling, look_for_faster_kernels
 from edgeprune.stages.prepare import Prepared
 from edgeprune.target import Packager, Target
@@ -47,7 +48,10 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What the packaged model was seen to do."""
+    """What the packaged model was seen to do.
+
+    `attacked` is attack → top-1 after it, counted on some of the test images; empty where none was carried out.
+    """
 
     checked: Checked
     baseline_accuracy: float
@@ -55,6 +59,9 @@ class Proof:
     test_images: int
     tested_on: str
     validation: Mapping[str, float]
+    baseline_attacked: Mapping[str, float]
+    attacked: Mapping[str, float]
+    attacked_images: int
 
 
 def check(prepared: Prepared, bench: Bench, target: Target, winner: Trial, tuned: "FinetuneResult") -> Checked:
@@ -98,6 +105,9 @@ def prove(prepared: Prepared, bench: Bench, winner: Trial, tuned: "FinetuneResul
             "cut": winner.quality.accuracy,
             "tuned": bench.base.evaluator.judge(tuned.module).accuracy,
         },
+        baseline_attacked=test["baseline_attacked"],
+        attacked=test["result_attacked"],
+        attacked_images=test["attacked_images"],
     )
 
 
@@ -135,8 +145,8 @@ def _check_parity(
 
 def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: str) -> Mapping[str, Any]:
     """Return accuracy on the test split of the unpruned and the final model: the one place where it is read."""
-    known = prepared.ledger.fact(prepared.run, "test")
-    if known is not None and known["model"] == sha256:
+    known, key = prepared.ledger.fact(prepared.run, "test"), [sha256, prepared.config.digest_of("robustness")]
+    if known is not None and known["of"] == key:
         return known  # type: ignore[no-any-return]
     test: ArraySet = prepared.splits.open_test()
     accuracy = bench.base.evaluator.accuracy
@@ -145,7 +155,17 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
         "result": accuracy(tuned, test.batches(EVALUATION_BATCH)),
         "images": len(test),
         "tested_on": prepared.splits.tested_on,
-        "model": sha256,
+        **_after_attacks(prepared, test, tuned),
+        "of": key,
     }
     prepared.ledger.record(prepared.run, "test", facts)
     return facts
+
+
+def _after_attacks(prepared: Prepared, test: ArraySet, tuned: nn.Module) -> Mapping[str, Any]:
+    """Return what both models still answer rightly on test images changed on purpose."""
+    wanted = attacks(prepared.config, prepared.splits)
+    part = wanted.part(test)
+    models = {"baseline_attacked": prepared.model.module, "result_attacked": tuned}
+    after = {name: wanted.survived(module, part) if wanted.chosen else {} for name, module in models.items()}
+    return {**after, "attacked_images": len(part) if wanted.chosen else 0}
