@@ -8,17 +8,15 @@ runtime looks at them.
 """
 
 import argparse
-import json
-import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import raw_results
 import torch
 from cifar10 import ResNet
 from torch import nn
@@ -92,13 +90,7 @@ def main() -> None:
         ours, theirs = (facts[each]["instructions"] / 1e6 for each in ("tvm", "onnxruntime"))
         aim = f", at most {BARS[name]} is wanted" if name in BARS else ""
         print(f"{name:12s} ours {ours:9.3f} M instructions, ONNX Runtime {theirs:9.3f} M: {facts['ratio']:.3f}{aim}")
-    if chosen.out:
-        report = {
-            "command": shlex.join(["python", "benchmarks/board_instructions.py", *sys.argv[1:]]),
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "metric": "emulated_instructions",
-        }
-        chosen.out.write_text(json.dumps({**report, "nets": nets}, indent=1) + "\n")
+    raw_results.keep(chosen.out, {**raw_results.about(), "metric": "emulated_instructions", "nets": nets})
     sys.exit(int(any(nets[name]["ratio"] > bar for name, bar in BARS.items() if name in nets)))
 
 

@@ -9,18 +9,14 @@ aim for TVM: a candidate that changes two layers costs under 1 s.
 """
 
 import argparse
-import json
 import os
-import platform
-import shlex
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import raw_results
 import torch
 from cifar10 import ResNet
 
@@ -132,16 +128,7 @@ def main() -> None:
         found = {name: bench.costs(name) for name in options.target or TARGETS}
     for name, costs in found.items():
         print(f"{name:14s}" + "".join(f"   {what} {seconds:6.2f} s of CPU" for what, seconds in costs.items()))
-    if options.out:
-        facts = {
-            "command": shlex.join(["python", "benchmarks/candidate_cost.py", *sys.argv[1:]]),
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "cpu_seconds": found,
-            "bar": BAR_S,
-            "load": os.getloadavg()[0],
-            "python": platform.python_version(),
-        }
-        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    raw_results.keep(options.out, {**raw_results.about(), "cpu_seconds": found, "bar": BAR_S})
     if any(found[name]["two layers"] > bar for name, bar in BAR_S.items() if name in found):
         raise SystemExit(1)
 

@@ -13,9 +13,6 @@ what takes longest in it.
 
 import argparse
 import cProfile
-import json
-import os
-import platform
 import pstats
 import statistics
 import time
@@ -23,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import raw_results
 import torch
 from cifar10 import ResNet
 from torch import nn
@@ -189,19 +187,15 @@ def main() -> None:
                 profiled(net, structure, host, sparsity)
     worst = [max(row.ratios[place] for row in rows) for place in (0, 1)]
     print(f"\ntraining step at most {worst[0]:.3f}, the bar is {BAR}; update alone at most {worst[1]:.2f}")
-    if options.out:
-        result = {
-            "bar": BAR,
-            "worst_training": worst[0],
-            "worst_update": worst[1],
-            "rows": [asdict(row) | {"training": row.ratios[0], "update": row.ratios[1]} for row in rows],
-            "batch": options.batch,
-            "steps": options.steps,
-            "load": os.getloadavg()[0],
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "bar": BAR,
+        "worst_training": worst[0],
+        "worst_update": worst[1],
+        "rows": [asdict(row) | {"training": row.ratios[0], "update": row.ratios[1]} for row in rows],
+        "batch": options.batch,
+        "steps": options.steps,
+    }
+    raw_results.keep(options.out, {**raw_results.about(), **result})
     if worst[0] > BAR:
         raise SystemExit(1)
 

@@ -11,12 +11,8 @@ The aim: counting takes at most 1.5 times the forward pass.
 """
 
 import argparse
-import json
 import math
 import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +22,7 @@ from typing import TypeVar
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import raw_results
 import torch
 from cifar10 import MEAN, STD, ResNet, data, resnet56
 from torch import Tensor, nn
@@ -151,20 +148,15 @@ def main() -> None:
                 f"{name} takes {found['wall']:.2f} times the wall, {found['cpu']:.2f} times the CPU seconds of: {each}"
             )
     print(f"largest difference of entropies {gap:.1e} nats")
-    if chosen.out:
-        facts = {
-            "command": shlex.join(["python", "benchmarks/entropy.py", *sys.argv[1:]]),
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "subject": what,
-            "columns": ["wall seconds", "cpu seconds"],
-            "rounds": sides,
-            "ratio_to": ratios,
-            "largest_difference_nats": gap,
-            "bar": BAR,
-            "load": os.getloadavg()[0],
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-        chosen.out.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {
+        "subject": what,
+        "columns": ["wall seconds", "cpu seconds"],
+        "rounds": sides,
+        "ratio_to": ratios,
+        "largest_difference_nats": gap,
+        "bar": BAR,
+    }
+    raw_results.keep(chosen.out, {**raw_results.about(), **facts})
     raise SystemExit(int(ratios["entropy"][FORWARD[0]]["wall"] > BAR))
 
 

@@ -10,7 +10,6 @@ The aim: at least 3 times as fast where the CPU has bf16 instructions.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import raw_results
 import torch
 from cifar10 import ResNet
 
@@ -70,9 +70,8 @@ def main() -> None:
         print(f"{name:16s} {value:.3f} s for {chosen.images} images")
     print(f"the evaluator took {path}: {ratio:.2f} times as fast as the loop, {torch.get_num_threads()} threads")
     print(f"agreement with the loop: {ours.judge(net).accuracy:.2%} of its answers")
-    if chosen.out:
-        facts = {"seconds": taken, "ratio": ratio, "dtype": path, "threads": torch.get_num_threads()}
-        chosen.out.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {"seconds": taken, "ratio": ratio, "dtype": path, "threads": torch.get_num_threads()}
+    raw_results.keep(chosen.out, {**raw_results.about(), **facts})
     raise SystemExit(int(path == "bfloat16" and ratio < BAR))
 
 

@@ -11,17 +11,14 @@ under 2 s.
 """
 
 import argparse
-import json
 import os
-import platform
-import shlex
-import sys
 import time
 from pathlib import Path
 from statistics import fmean, median
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import raw_results
 import torch
 from cifar10 import MEAN, STD, ResNet, data, resnet56
 from scipy.stats import spearmanr
@@ -90,21 +87,16 @@ def main() -> None:
     alike = {one: {other: agreement(found[one], found[other]) for other in RULES} for one in RULES}
     for rule, row in alike.items():
         print(f"  {rule:20s}" + "".join(f"{value:7.2f}" for value in row.values()))
-    if chosen.out:
-        facts = {
-            "command": shlex.join(["python", "benchmarks/importance.py", *sys.argv[1:]]),
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "subject": what,
-            "images": IMAGES,
-            "columns": ["wall seconds", "cpu seconds"],
-            "rounds": taken,
-            "seven_together": together,
-            "bar_s": BAR_S,
-            "rank_correlation": alike,
-            "load": os.getloadavg()[0],
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-        chosen.out.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {
+        "subject": what,
+        "images": IMAGES,
+        "columns": ["wall seconds", "cpu seconds"],
+        "rounds": taken,
+        "seven_together": together,
+        "bar_s": BAR_S,
+        "rank_correlation": alike,
+    }
+    raw_results.keep(chosen.out, {**raw_results.about(), **facts})
     raise SystemExit(int(together["wall"] > BAR_S))
 
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import raw_results
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.artifact import Artifact, TensorSpec
@@ -202,9 +203,8 @@ def main() -> None:
         nets = {name: convnet(folder / f"{name}.onnx", widths) for name, widths in NETS.items()}
         conditions = dict(target.measure(reference, Sampling(reference=reference)).conditions)
         report = {
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **raw_results.about(),
             "machine": {"cpu": conditions["cpu_model"], "cpus": os.cpu_count(), "kernel": platform.release()},
-            "onnxruntime": conditions["onnxruntime"],
             "asked_priority": arguments.priority,
             "priority": conditions["priority"],
             "load_at_start": conditions["before"]["load_1m"],
@@ -215,7 +215,7 @@ def main() -> None:
     report["seconds"] = round(time.monotonic() - started)
     if arguments.out:
         earlier = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-        arguments.out.write_text(json.dumps([*earlier, report], indent=1) + "\n")
+        raw_results.keep(arguments.out, [*earlier, report])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The aim: the saliency of all pairs and the impact of all pairs in seconds, at mo
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
+import raw_results
 
 from edgeprune.paoding import pairs
 from edgeprune.paoding.intervals import Bounds
@@ -100,9 +100,8 @@ def main() -> None:
     print(
         f"{len(keep)} pairs: {together:.2f} s at once; one by one {one_by_one:.0f} s, {one_by_one / at_once:.0f} times"
     )
-    if chosen.out:
-        facts = {"units": chosen.units, "pairs": len(keep), "seconds": taken, "one_by_one_s": one_by_one}
-        chosen.out.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {"units": chosen.units, "pairs": len(keep), "seconds": taken, "one_by_one_s": one_by_one}
+    raw_results.keep(chosen.out, {**raw_results.about(), **facts})
     raise SystemExit(int(chosen.units == 512 and together > BAR_S))
 
 

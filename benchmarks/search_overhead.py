@@ -10,7 +10,6 @@ Weights and images are random: time and memory do not depend on them. The aims: 
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import raw_results
 
 from edgeprune.intake.config import load_config
 from edgeprune.progress import Lines
@@ -163,8 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shares = {each: share(Path(name) / each, each, chosen.trials) for each in ("ddpg", "sac", "random")}
         grown = growth(Path(name) / "long", chosen.long)
-    if chosen.out:
-        chosen.out.write_text(json.dumps({"share": shares, "growth": grown}, indent=1) + "\n")
+    raw_results.keep(chosen.out, {**raw_results.about(), "share": shares, "growth": grown})
     missed = [name for name, each in shares.items() if each["other"] > SHARE_BAR]
     missed += [name for name, each in shares.items() if each["peak_mib"] > MEMORY_BAR_GIB * 1024]
     missed += ["growth"] if grown["mib_late"] - grown["mib_early"] > GROWTH_BAR_MIB else []

@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import raw_results
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HERE = Path(__file__).parent
@@ -37,9 +39,8 @@ def main() -> None:
     for seed in [] if chosen.table else chosen.seeds:
         for strategy in chosen.strategies:
             if not any((each["strategy"], each["seed"]) == (strategy, seed) for each in cells):
-                cells.append(run_cell(strategy, seed, chosen))
-                chosen.out.parent.mkdir(parents=True, exist_ok=True)
-                chosen.out.write_text(json.dumps(cells, indent=1) + "\n")
+                cells.append({"about": raw_results.about(), **run_cell(strategy, seed, chosen)})
+                raw_results.keep(chosen.out, cells)
     print(table(cells))
 
 

@@ -6,12 +6,13 @@ The aims: under 0.35 s of CPU, a small part of what importing torch costs, and n
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import raw_results
 
 BAR_S = 0.35
 HEAVY = ("torch", "onnxruntime", "numpy", "onnx", "pydantic", "sqlalchemy", "stable_baselines3")
@@ -49,8 +50,7 @@ def main() -> None:
     for name, value in medians.items():
         print(f"{name:18s} {value:.3f} s of CPU, {value / medians['import torch']:.3f} of importing torch")
     print(f"heavy imports of edgeprune --help: {', '.join(heavy) or 'none'}")
-    if chosen.out:
-        chosen.out.write_text(json.dumps({"seconds": seconds, "heavy": heavy}, indent=1) + "\n")
+    raw_results.keep(chosen.out, {**raw_results.about(), "seconds": seconds, "heavy": heavy})
     sys.exit(int(medians["edgeprune --help"] > BAR_S or bool(heavy)))
 
 

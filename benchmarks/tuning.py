@@ -16,7 +16,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import raw_results
 from tvm_cpu import NETS, graph_of
 
 from edgeprune.artifact import Artifact, TensorSpec
@@ -185,15 +185,11 @@ def main() -> None:
                 flush=True,
             )
     if chosen.out:
-        report: dict[str, Any] = {
-            "command": shlex.join(["python", "benchmarks/tuning.py", *sys.argv[1:]]),
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "trials": chosen.trials,
-        }
+        report: dict[str, Any] = {**raw_results.about(), "trials": chosen.trials}
         if chosen.own_rules:
             report["own_rules"] = own_rules(("node_conv2d_3", "node_conv2d_12"), chosen.own_rules)
             print(report["own_rules"])
-        chosen.out.write_text(json.dumps({**report, "nets": nets}, separators=(",", ":")) + "\n")
+        raw_results.keep(chosen.out, {**report, "nets": nets})
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ changes two layers. Weights are random; no runtime looks at them. Outputs must a
 """
 
 import argparse
-import json
 import os
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import raw_results
 import torch
 from cifar10 import ResNet
 from torch import nn
@@ -281,14 +280,8 @@ def main() -> None:
         cost = candidate_cost(cpu, Path(folder))
     for name, facts in cost.items():
         print(cost_line(name, facts))
-    if chosen.out:
-        report = {
-            "command": shlex.join(["python", "benchmarks/tvm_cpu.py", *sys.argv[1:]]),
-            "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "machine": {"machine": platform.machine(), "mcpu": cpu.mcpu, "lanes": cpu.lanes},
-            "onnxruntime": onnxruntime.__version__,
-        }
-        chosen.out.write_text(json.dumps({**report, "nets": nets, "candidate": cost}, indent=1) + "\n")
+    machine = {"machine": platform.machine(), "mcpu": cpu.mcpu, "lanes": cpu.lanes}
+    raw_results.keep(chosen.out, {**raw_results.about(), "machine": machine, "nets": nets, "candidate": cost})
     sys.exit(int(missed(nets, cost)))
 
 

@@ -23,6 +23,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+import raw_results
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +99,8 @@ def main() -> None:
     for key in [] if chosen.table else wanted(chosen):
         if not any(all(each[name] == value for name, value in key.items()) for each in cells):
             settings = OWN.get((chosen.comparison, chosen.network), {}) | ARMS[chosen.comparison][key["arm"]]
-            cells.append({**key, **run_cell(key, settings, chosen.runs)})
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text("[\n" + ",\n".join(json.dumps(each) for each in cells) + "\n]\n")
+            cells.append({**key, "about": raw_results.about(), **run_cell(key, settings, chosen.runs)})
+            raw_results.keep(out, cells)
     print(table(cells))
 
 

@@ -19,9 +19,6 @@ import argparse
 import fcntl
 import itertools
 import json
-import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -44,6 +41,7 @@ from edgeprune.plan import Plan
 from edgeprune.structure import Structure, build_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import raw_results
 from cifar10 import MEAN, STD, data, resnet20, resnet56
 
 HOSTS: dict[str, tuple[HostName, float]] = {
@@ -331,7 +329,7 @@ def main() -> None:
         )
         if not any(all(run[name] == value for name, value in asdict(task).items()) for run in known(options.out)):
             result = Run(task, train, test, options.work).finish()
-            keep(options, {**asdict(task), **result, "load": os.getloadavg()[0]})
+            keep(options, {**asdict(task), **result, "about": raw_results.about()})
             print(f"{host} {method} seed {seed}: {result['accuracy']:.2f} %", flush=True)
     show(options)
 
@@ -352,21 +350,8 @@ def keep(options: argparse.Namespace, run: dict[str, Any]) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     with (options.work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _write(options.out, [*known(options.out), run], options.device)
-
-
-def _write(path: Path, runs: list[dict[str, Any]], device: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": shlex.join(["python", "benchmarks/papers/decay.py", *sys.argv[1:]]),
-        "device": device,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "runs": runs,
-    }
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(facts, indent=1) + "\n")
-    half.replace(path)
+        facts = {**raw_results.about(), "device": options.device, "runs": [*known(options.out), run]}
+        raw_results.keep(options.out, facts)
 
 
 if __name__ == "__main__":

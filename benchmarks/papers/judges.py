@@ -19,11 +19,13 @@ The interval is the 2.5 % to 97.5 % quantile over 2,000 resamplings of the plans
 import argparse
 import json
 import os
-import platform
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import raw_results
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -168,22 +170,8 @@ def main() -> None:
                 name = {"network": network, "band": band, "plan": number}
                 if not any(all(each[key] == value for key, value in name.items()) for each in cells):
                     cells.append({**name, **bench.seen(plan, cost)})
-                    write(chosen.out, cells)
+                    raw_results.keep(chosen.out, {**raw_results.about(), "plans": cells})
     print(table(cells))
-
-
-def write(path: Path, cells: list[Seen]) -> None:
-    """Keep what there is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": shlex.join(["python", "benchmarks/papers/judges.py", *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "plans": cells,
-    }
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(facts, indent=1) + "\n")
-    half.replace(path)
 
 
 if __name__ == "__main__":

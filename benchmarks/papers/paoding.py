@@ -11,7 +11,6 @@ are kept in --nets, so that only the first run trains.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import cifar10
 import fashion_mnist
+import raw_results
 
 from edgeprune.cut import cut_module
 from edgeprune.export import export
@@ -228,22 +228,9 @@ def main() -> None:
         for seed in chosen.seeds:
             if not any((each["workload"], each["seed"]) == (name, seed) for each in cells):
                 cells.append(run_cell(name, seed, chosen.nets))
-                write(chosen.out, cells)
+                raw_results.keep(chosen.out, {**raw_results.about(), "attacked": ATTACKED, "cells": cells})
     print(tables(cells))
     print(claims(cells))
-
-
-def write(path: Path, cells: list[dict[str, Any]]) -> None:
-    """Write the raw results with what made them."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    facts = {
-        "command": "python benchmarks/papers/paoding.py",
-        "versions": versions,
-        "attacked": ATTACKED,
-        "cells": cells,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 # -- reading the results ---------------------------------------------------------------------------------------------

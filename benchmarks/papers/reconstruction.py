@@ -17,8 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -37,6 +35,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import cifar10
 import fashion_mnist
+import raw_results
 from networks import NETWORKS
 
 from edgeprune.cut import cut_module, proven
@@ -335,9 +334,8 @@ def main() -> None:
     def keep(part: object) -> None:
         results = kept_so_far(options.out)  # another part may have been added meanwhile
         results[options.part] = part
-        results.setdefault("about", {})[options.part] = about()
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        results.setdefault("about", {})[options.part] = raw_results.about()
+        raw_results.keep(options.out, results)
 
     if options.part == "speed":
         timed_speed(results, keep, only_print=options.table)
@@ -364,23 +362,6 @@ def kept_so_far(path: Path) -> dict[str, Any]:
     """Return what is in the results file, nothing if there is none."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
-
-
-def about() -> dict[str, Any]:
-    """Return with what, and when, the figures were made."""
-    return {
-        "command": shlex.join(["python", "benchmarks/papers/reconstruction.py", *without_paths(sys.argv[1:])]),
-        "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def without_paths(words: list[str]) -> list[str]:
-    """Return the words of a command with the folders of this machine left out."""
-    return [word if "/" not in word else "<path>" for word in words]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+import raw_results
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 8 * 60
 
@@ -44,9 +48,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             known[name] = run(CASES[name], chosen, Path(folder))
         print(f"{name}: {line(known[name])}", flush=True)
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"command": "python benchmarks/papers/smoke.py", "limit_s": LIMIT_S, "cases": known}
-        chosen.out.write_text(json.dumps(facts, indent=1) + "\n")
+        raw_results.keep(chosen.out, {**raw_results.about(), "limit_s": LIMIT_S, "cases": known})
     sys.exit(not all(known[name]["fine"] for name in chosen.cases))
 
 
