@@ -1,6 +1,7 @@
 """The table of rules: what each refuses, and the order that importance gives."""
 
 import families
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -41,7 +42,10 @@ def test_a_rule_that_needs_nothing_touches_no_images(rule: str) -> None:
         raise AssertionError("the images were read")
         yield
 
-    unit_importance(three(), structure_of(three()), rule, loader(), images=loader())
+    structure = structure_of(three())
+    found = unit_importance(three(), structure, rule, loader(), images=loader())
+    assert {name: len(each) for name, each in found.items()} == structure.space.full().widths
+    assert all(np.isfinite(each).all() for each in found.values())
 
 
 def test_an_unknown_rule_is_refused_with_those_there_are() -> None:

@@ -61,43 +61,6 @@ def test_after_the_boundary_it_looks_for_better_roundings() -> None:
     assert best_accuracy(told) > toy.accuracy(plain)
 
 
-def test_it_ends_in_plans_told_before_when_the_space_is_exhausted() -> None:
-    """A space of four plans is measured completely, then the best one is asked again rather than failing."""
-    toy = residual_toy([(16, 32, 2)], limit=0.7)
-    told = toy.run(Uniform(toy.problem), 10)
-    assert len({trial.plan.digest for trial in told}) <= 4
-    best = max((trial for trial in told if trial.score.feasible), key=lambda trial: trial.score.reward)
-    assert told[-1].plan == best.plan
-
-
-def test_failed_candidates_are_stepped_over() -> None:
-    """A plan that cannot be compiled says nothing about its neighbours: the boundary is found all the same."""
-    toy = residual_toy(RESNET56, limit=0.5, broken=frozenset({0, 3, 4, 9}))
-    told = toy.run(Uniform(toy.problem), 30)
-    assert any(trial.score.feasible for trial in told)
-    assert len({trial.plan.digest for trial in told}) == 30
-
-
-def test_it_is_deterministic_and_asking_twice_changes_nothing() -> None:
-    """The asks depend on what was told alone."""
-    toy = residual_toy(RESNET56, noise=0.01)
-    first = [trial.plan for trial in toy.run(Uniform(toy.problem), 25)]
-    again = Uniform(toy.problem)
-    for number, plan in enumerate(first):
-        assert again.ask() == plan
-        assert again.ask() == plan
-        again.tell(toy.trial(plan, number))
-
-
-def test_a_budget_nothing_fits_asks_for_the_narrowest_plan() -> None:
-    """The nearest miss is what a user wants to know then."""
-    toy = residual_toy(SMALL, limit=0.05)
-    told = toy.run(Uniform(toy.problem), 8)
-    least = {group.name: group.choices[0] for group in toy.problem.space.groups}
-    assert least in [dict(trial.plan.widths) for trial in told]
-    assert not any(trial.score.feasible for trial in told)
-
-
 @pytest.mark.parametrize("removable", [False, True])
 def test_the_predicted_uniform_plan_removes_nothing_unless_it_must(removable: bool) -> None:
     """With a reachable budget every group keeps something."""

@@ -125,43 +125,6 @@ def test_a_layer_that_costs_nothing_is_spared_before_one_that_costs_all() -> Non
     assert np.corrcoef(quotient, np.arange(len(order)))[0, 1] < -0.8
 
 
-def test_failed_candidates_are_stepped_over() -> None:
-    """A plan that cannot be compiled says nothing about its neighbours."""
-    toy = residual_toy(RESNET56, limit=0.5, broken=frozenset({0, 3, 4, 9}))
-    told = toy.run(WalkSearch(toy.problem), 30)
-    assert any(trial.score.feasible for trial in told)
-    assert len({trial.plan.digest for trial in told}) == 30
-
-
-def test_it_is_deterministic_and_asking_twice_changes_nothing() -> None:
-    """The asks depend on what was told alone."""
-    toy = residual_toy(RESNET56, noise=0.01)
-    first = [trial.plan for trial in toy.run(WalkSearch(toy.problem), 25)]
-    again = WalkSearch(toy.problem)
-    for number, plan in enumerate(first):
-        assert again.ask() == plan
-        assert again.ask() == plan
-        again.tell(toy.trial(plan, number))
-
-
-def test_a_small_space_is_exhausted_without_failing() -> None:
-    """Four plans, ten asks: all are seen, then the best one again."""
-    toy = residual_toy([(16, 32, 2)], limit=0.7)
-    told = toy.run(WalkSearch(toy.problem), 10)
-    assert 2 <= len({trial.plan.digest for trial in told}) <= 4
-    best = max((trial for trial in told if trial.score.feasible), key=lambda trial: trial.score.reward)
-    assert told[-1].plan == best.plan
-
-
-def test_a_budget_nothing_fits_asks_for_the_narrowest_plan() -> None:
-    """The nearest miss is what a user wants to know then."""
-    toy = residual_toy(SMALL, limit=0.05)
-    told = toy.run(WalkSearch(toy.problem), 8)
-    least = {group.name: group.choices[0] for group in toy.problem.space.groups}
-    assert least in [dict(trial.plan.widths) for trial in told]
-    assert not any(trial.score.feasible for trial in told)
-
-
 @pytest.mark.parametrize("limit", [0.2, 0.28])
 def test_branches_are_removed_only_where_nothing_else_fits(limit: float) -> None:
     """A tight budget reaches width 0; a wide one never asks for it while it walks."""

@@ -53,8 +53,10 @@ def test_a_sensor_without_power_is_none_and_a_board_without_load_has_none() -> N
 
 @given(st.text(max_size=200))
 def test_any_line_is_a_reading_or_none(line: str) -> None:
-    reading_from_line(line)
-    reading_from_line(f"RAM 1/2MB {line}")
+    assert reading_from_line(line) is None or "RAM" in line
+    seen = reading_from_line(f"RAM 1/2MB {line}")
+    assert seen is not None
+    assert seen.ram_mib == 1
 
 
 @pytest.mark.parametrize("digits", [400, 5000])

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from edgeprune.errors import NothingFits
 from edgeprune.importance import ranking
@@ -95,7 +94,7 @@ def entropy_agrees(trials: Sequence[Trial]) -> float | None:
     low, accuracy = ([pair[side] for pair in pairs] for side in (0, 1))
     if len(pairs) < FEWEST or len(set(low)) == 1 or len(set(accuracy)) == 1:
         return None
-    return float(np.corrcoef(rankdata(low), rankdata(accuracy))[0, 1])
+    return float(spearmanr(low, accuracy).statistic)
 
 
 def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:

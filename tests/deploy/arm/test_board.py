@@ -275,7 +275,9 @@ def test_a_client_that_dies_frees_the_board_even_while_a_kernel_hangs(tmp_path: 
         time.sleep(0.2)
         hanging.kill()
         hanging.wait()
-        patient(port).close()
+        second = patient(port)
+        assert json.loads(second.ask("facts"))["protocol"] == 2
+        second.close()
 
 
 HANGING = """
