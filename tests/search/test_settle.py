@@ -20,7 +20,7 @@ from edgeprune.measurement import Sampling
 from edgeprune.plan import Plan
 from edgeprune.reward import score, worst_score
 from edgeprune.search.loop import best_of
-from edgeprune.search.settle import MORE_TRIES, MOST_TRIES, SAFETY, USED_ENOUGH, WORTH, settle, settled_winner
+from edgeprune.search.settle import MORE_TRIES, MOST_TRIES, USED_ENOUGH, WORTH, settle, settled_winner
 from edgeprune.statistics import Interval
 from edgeprune.trial import Failure, Trial
 
@@ -108,8 +108,8 @@ def test_the_winner_is_a_fresh_measurement_under_the_limit() -> None:
     found = settle(bench, toy.problem, searched(toy, 0.25, 0.5, 0.75), SAMPLING)
     assert found in bench.tried
     assert found.phase == "settle"
-    assert high(found) <= SAFETY * toy.problem.limit_ratio
-    assert set(bench.thresholds[:-1]) == {SAFETY * toy.problem.limit_ratio}
+    assert high(found) <= toy.problem.aim
+    assert set(bench.thresholds[:-1]) == {toy.problem.aim}
 
 
 def test_the_winner_is_confirmed_by_samples_that_did_not_choose_it() -> None:
@@ -206,11 +206,11 @@ def test_settling_keeps_its_promises_wherever_it_starts(
         found = settle(bench, toy.problem, searched(toy, share), SAMPLING)
     except NothingFits:
         unconfirmed = {each.plan.digest for each in bench.confirmed}
-        assert all(high(each) > SAFETY * limit for each in bench.tried if each.plan.digest not in unconfirmed)
+        assert all(high(each) > toy.problem.aim for each in bench.tried if each.plan.digest not in unconfirmed)
     else:
-        assert high(found) <= SAFETY * limit
+        assert high(found) <= toy.problem.aim
         unconfirmed = {each.plan.digest for each in bench.confirmed[:-1]}
-        fitting = [t for t in bench.tried if high(t) <= SAFETY * limit and t.plan.digest not in unconfirmed]
+        fitting = [t for t in bench.tried if high(t) <= toy.problem.aim and t.plan.digest not in unconfirmed]
         assert found.quality.accuracy >= max(each.quality.accuracy for each in fitting) - WORTH
     assert len(bench.tried) <= MOST_TRIES + MORE_TRIES * (len(bench.confirmed) - 1)
     assert len({each.plan.digest for each in bench.tried}) == len(bench.tried)
@@ -258,7 +258,7 @@ def test_a_winner_that_fails_when_timed_afresh_gives_way_to_the_next() -> None:
     found = settle(bench, toy.problem, trials, SAMPLING)
     assert bench.tried[0].failure is not None
     assert found.plan != best
-    assert high(found) <= SAFETY * toy.problem.limit_ratio
+    assert high(found) <= toy.problem.aim
 
 
 # -- who wins --------------------------------------------------------------------------------------------------------
@@ -304,4 +304,4 @@ def test_a_winner_that_fails_when_it_is_confirmed_gives_way_to_another() -> None
     found = settle(bench, toy.problem, trials, SAMPLING)
     assert bench.confirmed[0].failure is not None
     assert found.plan != first.plan
-    assert high(found) <= SAFETY * toy.problem.limit_ratio
+    assert high(found) <= toy.problem.aim

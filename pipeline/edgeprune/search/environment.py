@@ -112,7 +112,7 @@ class PruningEnvironment(gymnasium.Env[Observation, Action]):
     @property
     def target(self) -> float:
         """Return the ratio that a finished episode is predicted to stay under: the limit less the learned margin."""
-        return self.problem.limit_ratio * (1 - self.model.margin)
+        return self.problem.aim * (1 - self.model.margin)
 
     @property
     def widths(self) -> dict[str, int]:

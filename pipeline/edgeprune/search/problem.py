@@ -15,6 +15,9 @@ from edgeprune.plan import Plan, Space
 from edgeprune.statistics import Interval
 from edgeprune.trial import Trial
 
+SAFETY = 0.995
+"""The upper end of a winner's interval stays under this share of the budget: it is timed again later."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -48,6 +51,11 @@ class Problem:
     repairs: bool = False
     repair: Mapping[str, float] = field(default_factory=dict)
     similarity: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def aim(self) -> float:
+        """Return the ratio that a plan should stay under: one nearer the limit would be shrunk when it is settled."""
+        return self.limit_ratio * SAFETY
 
     @property
     def full(self) -> Mapping[str, int]:

@@ -44,7 +44,7 @@ def first_or_random(problem: Problem, memory: Memory) -> Plan:
 
 def random_plan(problem: Problem, memory: Memory, rng: np.random.Generator) -> Plan:
     """Return the first draw that is new and predicted to use the budget, else the closest below it, new if possible."""
-    limit = problem.limit_ratio * (1 - memory.model.margin)
+    limit = problem.aim * (1 - memory.model.margin)
     seen: list[tuple[bool, float, Plan]] = []
     for _ in range(DRAWS):
         widths = draw_widths(problem, memory.model, limit, rng)

@@ -33,9 +33,6 @@ MORE_TRIES = 3
 USED_ENOUGH = 0.97
 """A winner that uses this share of its budget is not grown further."""
 
-SAFETY = 0.995
-"""The upper end of a settled winner's interval stays under this share of the budget: it is timed again later."""
-
 WORTH = 0.01
 """A plan that uses more of the budget wins if its merit is at most so much less: a share, of right answers say."""
 
@@ -111,7 +108,7 @@ class _Settling:
     shrunk: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.limit = self.problem.limit_ratio * SAFETY
+        self.limit = self.problem.aim
         self.model = LatencyModel(self.problem)
         for trial in self.searched:
             self._observe(trial)

@@ -40,7 +40,7 @@ def uniform_widths(problem: Problem, model: LatencyModel) -> dict[str, int]:
     for removal in (False, True):
         rounding = Rounding(problem.space, removal=removal)
         chain = uniform_chain(rounding, rounding.nearest)
-        fitting = chain[model.predict_rows(chain) <= problem.limit_ratio * (1 - model.margin)]
+        fitting = chain[model.predict_rows(chain) <= problem.aim * (1 - model.margin)]
         if len(fitting):
             return rounding.widths(fitting[-1])
     return rounding.widths(chain[0])
