@@ -94,7 +94,7 @@ def entropy_agrees(trials: Sequence[Trial]) -> float | None:
     low, accuracy = ([pair[side] for pair in pairs] for side in (0, 1))
     if len(pairs) < FEWEST or len(set(low)) == 1 or len(set(accuracy)) == 1:
         return None
-    return float(spearmanr(low, accuracy)[0])
+    return float(spearmanr(low, accuracy).statistic)  # pyright: ignore[reportAttributeAccessIssue] - scipy has no types
 
 
 def _nothing_fits(prepared: Prepared, bench: Bench, probe: Trial) -> NothingFits:
