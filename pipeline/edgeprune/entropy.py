@@ -18,8 +18,8 @@ from torch import Tensor
 
 from edgeprune.errors import CandidateError
 
-CHUNK_COUNTS = CHUNK_PAIRS = 1 << 18
-"""Counters, and pairs to count, at once: few enough to stay in the cache, enough that calls cost little (8 MiB)."""
+CHUNK_COUNTS, CHUNK_PAIRS = 1 << 20, 1 << 19
+"""Counters at most, and pairs to count, at once: few enough to stay near, enough that calls and locks cost little."""
 
 KEPT_BYTES = 1 << 24
 """Blocks up to this size are to be reused rather than given back to the system after each chunk."""
@@ -90,6 +90,11 @@ def _numbers(maps: Tensor) -> NDArray[np.float32]:
 def _quantised(values: NDArray[np.float32], low: float, high: float, levels: int) -> Levels:
     if not np.isfinite(values.sum()):
         raise CandidateError("activations are not finite", why="the cut model computes NaN or infinity")
+    return _levels(values, low, high, levels)
+
+
+def _levels(values: NDArray[np.float32], low: float, high: float, levels: int) -> Levels:
+    """Return the level of finite values."""
     if not high > low:
         return np.zeros(values.shape, np.int32)
     scaled = values - np.float32(low)
@@ -100,14 +105,15 @@ def _quantised(values: NDArray[np.float32], low: float, high: float, levels: int
 def _by_chunk(maps: Tensor, kinds: int, entropy_of: Callable[[Chunk], NDArray[np.float32]]) -> Tensor:
     """Return the entropies [N, C] that `entropy_of` finds in a few images at a time, in either memory layout."""
     images, channels, height, width = maps.shape
+    if maps.numel() == 0:
+        return torch.zeros(images, channels)
     last = maps.is_contiguous(memory_format=torch.channels_last)
     laid = _numbers(maps.permute(0, 2, 3, 1).unsqueeze(1) if last else maps.contiguous().unsqueeze(-1))
-    tables, pairs = max(1, channels * kinds), max(1, 2 * channels * height * width)
-    at_once = max(1, min(CHUNK_COUNTS // tables, CHUNK_PAIRS // pairs))
+    at_once = max(1, min(CHUNK_COUNTS // (channels * kinds), CHUNK_PAIRS // (2 * channels * height * width)))
     chunks = [laid[start : start + at_once] for start in range(0, images, at_once)]
     np.empty(KEPT_BYTES, np.uint8)  # freed at once: glibc then keeps such blocks; page faults took most of the time
     found = [torch.from_numpy(each) for each in _each(entropy_of, chunks)]
-    return torch.cat(found).view(images, channels) if found else torch.zeros(images, channels)
+    return torch.cat(found).view(images, channels)
 
 
 def _each(work: Callable[[Chunk], NDArray[np.float32]], chunks: list[Chunk]) -> list[NDArray[np.float32]]:
@@ -126,10 +132,9 @@ def _each(work: Callable[[Chunk], NDArray[np.float32]], chunks: list[Chunk]) -> 
 def _pixel_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArray[np.float32]:
     """Return the entropy of the levels of each map, in the order of images and channels."""
     count, outer, height, width, inner = images.shape
-    first = _first_places(images, levels)
-    codes = _quantised(images, low, high, levels).reshape(count, outer, height, width * inner) + first
-    place = codes.reshape(count, outer, height * width, inner).astype(np.int64)
-    return _entropy(place, _counts(place, levels))
+    first = np.arange(0, count * outer * inner * levels, levels, dtype=np.int32)
+    place = _quantised(images, low, high, levels) + _lines(first, images)
+    return _entropy(np.bincount(place.reshape(-1), minlength=len(first) * levels), first, height * width)
 
 
 def _pair_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArray[np.float32]:
@@ -139,64 +144,90 @@ def _pair_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArra
     of unequal levels share its probability, which adds ln 2 to its surprise.
 
     Unordered pairs have a triangular table, a row for the higher level and a column for the lower; its rows begin at
-    0, 1, 3, 6, ..., so the higher level is also the one whose row begins later.
+    0, 1, 3, 6, ..., so the higher level is also the one whose row begins later. Most maps use few of the levels, next
+    to one another: each map's table has those from its lowest to its highest alone.
     """
-    count, outer, height, width, inner = images.shape
-    across, pairs = height * (width - 1), height * (width - 1) + (height - 1) * width
+    height, width = images.shape[2:4]
+    pairs = height * (width - 1) + (height - 1) * width
+    lowest, highest = (_quantised(each, low, high, levels).reshape(-1) for each in _extremes(images))
     if pairs == 0:
-        return np.zeros(count * outer * inner, np.float32)
-    kinds = levels * (levels + 1) // 2
-    column = _quantised(images, low, high, levels).reshape(count, outer, height, width * inner)
+        return np.zeros(len(lowest), np.float32)
+    spans = highest - lowest + 1
+    kinds = spans * (spans + 1) // 2
+    first = np.cumsum(kinds, dtype=np.int32) - kinds
+    column = _levels(images, low, high, levels)
+    column -= _lines(lowest, images)
     row = column + np.int32(1)
     row *= column
     row >>= 1
-    row += _first_places(images, kinds)
-    place = np.empty((count, outer, pairs, inner), np.int64)
-    _place_pairs(row[..., :-inner], row[..., inner:], column[..., :-inner], column[..., inner:], place[:, :, :across])
-    _place_pairs(row[:, :, :-1], row[:, :, 1:], column[:, :, :-1], column[:, :, 1:], place[:, :, across:])
-    counts = _counts(place, kinds)
-    level = np.arange(levels)
-    equal = counts.take((level + 1) * level // 2 + level, axis=1).sum(1) / pairs
-    joint: NDArray[np.float32] = _entropy(place, counts) + (math.log(2) * (1 - equal)).astype(np.float32)
+    row += _lines(first, images)
+    nowhere = int(first[-1] + kinds[-1])
+    counts = np.bincount(_pair_places(row, column, nowhere).reshape(-1), minlength=nowhere + 1)[:-1]
+    unequal = 1 - _diagonals(counts, first, spans) / pairs
+    joint: NDArray[np.float32] = _entropy(counts, first, pairs) + (math.log(2) * unequal).astype(np.float32)
     return joint
 
 
-def _first_places(images: Chunk, kinds: int) -> Levels:
-    """Return where the table of each map begins, [n, A, 1, W · B]: as long as a line, for short loops are slow."""
+def _extremes(images: Chunk) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return lowest and highest value of each map, [n, A, B]; not a number if one is not."""
+    count, outer, height, width, inner = images.shape
+    if inner == 1:
+        maps = images.reshape(count, outer, height * width, inner)
+        return maps.min(2), maps.max(2)
+    lines = images.reshape(count, outer, height, width * inner)  # long loops first
+    low, high = (each.reshape(count, outer, width, inner) for each in (lines.min(2), lines.max(2)))
+    return low.min(2), high.max(2)
+
+
+def _lines(of_maps: Levels, images: Chunk) -> Levels:
+    """Return a number of each map for each pixel of a line, [n, A, 1, W, B]: short loops are slow."""
     count, outer, _, width, inner = images.shape
-    first = np.arange(0, count * outer * inner * kinds, kinds, dtype=np.int32)
-    return np.tile(first.reshape(count, outer, 1, inner), width)
+    return np.repeat(of_maps.reshape(count, outer, 1, 1, inner), width, axis=3)
 
 
-def _place_pairs(one_row: Levels, other_row: Levels, one: Levels, other: Levels, out: Codes) -> None:
-    """Write the place of each pair: the row of the higher level plus the column of the lower."""
-    place = np.maximum(one_row, other_row)
-    place += np.minimum(one, other)
-    out[...] = place.reshape(out.shape)
+def _pair_places(row: Levels, column: Levels, nowhere: int) -> Codes:
+    """Return the place of each pair: the row of the higher level plus the column of the lower.
 
-
-def _counts(place: Codes, kinds: int) -> Codes:
-    """Return how often each place of the tables of all maps was taken, [maps, kinds]."""
-    maps = place.shape[0] * place.shape[1] * place.shape[3]
-    counts: Codes = np.bincount(place.reshape(-1), minlength=maps * kinds).reshape(maps, kinds)
-    return counts
-
-
-def _entropy(place: Codes, counts: Codes) -> NDArray[np.float32]:
-    """Return the entropy of each map: ln P − Σ c ln c / P, summed over the kinds, or over the pairs if they are few.
-
-    Logarithms come from a table of 1..P; fetching the count of a pair takes about as long as two steps through counts.
+    Every pixel is paired with the one that lies one step, or one line, further on in memory, in one go through all
+    maps, for a loop over every line by itself takes longer. What so meets the next line or the next map is no pair.
 
     Args:
-        place: of each of the P pairs in the tables, [n, A, P, B].
-        counts: [maps, kinds].
+        row, column: [n, A, H, W, B].
+        nowhere: the place of what is no pair.
+
+    Returns:
+        [2, n, A, H, W, B]: with the pixel to the right, with the pixel below.
     """
-    size, kinds = place.shape[2], counts.shape[1]
-    numbers = np.arange(size + 1, dtype=np.float32)
-    logarithms = np.log(np.maximum(numbers, 1))
-    if 2 * size < kinds:
-        total = logarithms.take(counts.take(place)).sum(2).reshape(-1)
-    else:
-        total = (numbers * logarithms).take(counts).sum(1)
+    place = np.empty((2, *row.shape), np.int64)
+    rows, columns = row.reshape(-1), column.reshape(-1)
+    for axis, out in zip((3, 2), place, strict=True):
+        step = math.prod(row.shape[axis + 1 :])
+        higher = np.maximum(rows[:-step], rows[step:])
+        higher += np.minimum(columns[:-step], columns[step:])
+        out.reshape(-1)[:-step] = higher
+    place[0, :, :, :, -1] = nowhere
+    place[1, :, :, -1] = nowhere
+    return place
+
+
+def _diagonals(counts: Codes, first: Levels, spans: Levels) -> Codes:
+    """Return how many pairs of each map are of equal levels: the sum of its table's diagonal, 0, 2, 5, 9, ..."""
+    starts = np.cumsum(spans) - spans
+    level = np.arange(starts[-1] + spans[-1]) - np.repeat(starts, spans)
+    diagonal = np.repeat(first, spans) + level * (level + 3) // 2
+    sums: Codes = np.add.reduceat(counts.take(diagonal), starts)
+    return sums
+
+
+def _entropy(counts: Codes, first: Levels, size: int) -> NDArray[np.float32]:
+    """Return the entropy of each map: ln P − Σ c ln c / P.
+
+    Args:
+        counts: of all tables, one after the other.
+        first: where each table begins.
+        size: P, how many were counted in each map.
+    """
+    numbers = np.arange(size + 1, dtype=np.float32)  # c ln c from a table: it is faster
+    total: NDArray[np.float32] = np.add.reduceat((numbers * np.log(np.maximum(numbers, 1))).take(counts), first)
     entropies: NDArray[np.float32] = np.float32(math.log(size)) - total / np.float32(size)
     return entropies
