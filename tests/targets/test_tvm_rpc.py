@@ -427,7 +427,7 @@ def test_a_board_that_lies_of_itself_is_refused_in_plain_words(facts: object, ki
 @pytest.mark.parametrize(
     "samples",
     [
-        "[]",
+        {},
         SAMPLES | {"metric": "emulated_instructions"},
         SAMPLES | {"candidate": ROWS | {"wall_ns": [5, 5, -5, 5]}},
         SAMPLES | {"candidate": ROWS | {"wall_ns": [5, 5, 5]}},
@@ -437,15 +437,12 @@ def test_a_board_that_lies_of_itself_is_refused_in_plain_words(facts: object, ki
     ],
     ids=str,
 )
-def test_samples_that_are_none_are_never_a_measurement(
-    samples: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_are_none_are_never_a_measurement(samples: dict[str, object]) -> None:
     """Straight from the reply to the refusal: what was garbled never reaches the searcher."""
     target = TvmRpc(local())
     try:
-        monkeypatch.setattr(target, "_ask", lambda *_, **__: (json.loads(json.dumps(samples)) or {}, {}))
         with pytest.raises(DeviceLost, match="answers what was not asked"):
-            target._calls_of(samples if isinstance(samples, dict) else {})
+            target._calls_of(json.loads(json.dumps(samples)))
     finally:
         target.close()
 
