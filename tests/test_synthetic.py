@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import ModelError
-from edgeprune.synthetic import synthesise
+from edgeprune.synthetic import BATCH, synthesise
 
 SHAPE = (2, 6, 6)
 
@@ -52,6 +52,13 @@ def test_a_seed_is_a_set_of_images() -> None:
     assert not torch.equal(one, other)
     assert one.shape == (8, *SHAPE)
     assert one.dtype == torch.float32
+
+
+def test_every_step_says_which_share_of_all_work_it_was() -> None:
+    """Two batches of four steps."""
+    told: list[float] = []
+    synthesise(net(), SHAPE, BATCH + 1, seed=0, steps=4, advance=told.append)
+    assert told == [1 / 8] * 8
 
 
 def test_the_network_and_the_generators_are_left_as_they_were() -> None:

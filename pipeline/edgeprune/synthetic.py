@@ -13,6 +13,7 @@ batch norms knows nothing of its images: there (mean x² − 1)² keeps pixels x
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,15 @@ CLASS_WEIGHT = 0.1
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def synthesise(module: nn.Module, shape: tuple[int, int, int], count: int, *, seed: int, steps: int = 80) -> Tensor:
+def synthesise(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    count: int,
+    *,
+    seed: int,
+    steps: int = 80,
+    advance: Callable[[float], None] | None = None,
+) -> Tensor:
     """Return images that a network takes for its own kind.
 
     Args:
@@ -41,6 +50,7 @@ def synthesise(module: nn.Module, shape: tuple[int, int, int], count: int, *, se
         count: of images.
         seed: of the noise; the same seed on the same number of threads gives the same images.
         steps: of descent.
+        advance: told after each step which share of all work it was.
 
     Returns:
         Images [count, C, H, W], float32, on the scale of normalised ones.
@@ -51,10 +61,16 @@ def synthesise(module: nn.Module, shape: tuple[int, int, int], count: int, *, se
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((count, *shape), generator=generator)
     with held(module, trainable=False), torch.enable_grad():
-        return torch.cat([_descended(module, each, steps) for each in torch.split(noise, BATCH)])
+        parts = torch.split(noise, BATCH)
+        tick = partial(advance or _unheard, 1 / (steps * len(parts)))
+        return torch.cat([_descended(module, each, steps, tick) for each in parts])
 
 
-def _descended(module: nn.Module, noise: Tensor, steps: int) -> Tensor:
+def _unheard(share: float) -> None:
+    """Tell nobody."""
+
+
+def _descended(module: nn.Module, noise: Tensor, steps: int, tick: Callable[[], None]) -> Tensor:
     images = noise.clone().requires_grad_()
     descent = torch.optim.Adam([images], lr=RATE)
     with _statistics(module) as gaps:
@@ -64,6 +80,7 @@ def _descended(module: nn.Module, noise: Tensor, steps: int) -> Tensor:
             descent.zero_grad()
             torch.autograd.backward(loss, inputs=[images])
             descent.step()
+            tick()
     made = images.detach()
     if not bool(torch.isfinite(made).all()):
         raise ModelError(

@@ -130,8 +130,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     boards, budget = config.boards(request.target), config.budget.to_budget()
     profile = boards[0]
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
-    with progress.stage("load data and model"):
-        model, splits = _dreamt(config) if config.search.data_free else _loaded(config)
+    model, splits = _dreamt(config, progress) if config.search.data_free else _loaded(config, progress)
     attacks(config, splits)  # what cannot be carried out is refused here as well
     code = [code_digest(model.module), versions(), machine()]
     run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
@@ -166,23 +165,27 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     )
 
 
-def _loaded(config: Config) -> tuple[LoadedModel, Splits]:
+def _loaded(config: Config, progress: Progress) -> tuple[LoadedModel, Splits]:
     assert config.data is not None
-    splits = load_data(config.data)
-    model = load_model(config.model, input_shape=splits.input_shape)
-    splits.check_fit(model)
-    _check_enough(splits)
-    if not splits.labelled:
-        _check_unlabelled(splits, config.search)
-        splits.answered_by(model)
+    with progress.stage("load data and model"):
+        splits = load_data(config.data)
+        model = load_model(config.model, input_shape=splits.input_shape)
+        splits.check_fit(model)
+        _check_enough(splits)
+        if not splits.labelled:
+            _check_unlabelled(splits, config.search)
+            splits.answered_by(model)
     return model, splits
 
 
-def _dreamt(config: Config) -> tuple[LoadedModel, DataFree]:
+def _dreamt(config: Config, progress: Progress) -> tuple[LoadedModel, DataFree]:
     """Return the model and images made from it alone: no data set is opened."""
-    model = load_model(config.model)
+    with progress.stage("load the model"):
+        model = load_model(config.model)
     count = SYNTHETIC + (0 if config.data else UNSEEN)
-    images = synthesise(model.module, model.input_shape[1:], count, seed=config.search.seed)
+    with progress.stage("make synthetic images", total=1.0) as stage:
+        shape, seed = model.input_shape[1:], config.search.seed
+        images = synthesise(model.module, shape, count, seed=seed, advance=stage.advance)
     return model, DataFree(model, images[:SYNTHETIC], images[SYNTHETIC:], config.data)
 
 
