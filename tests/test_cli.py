@@ -166,6 +166,12 @@ def test_deploy_for_people_ends_with_a_table_and_a_verdict(edgeprune: Command, p
     assert "load data and model done" in said.err
 
 
+def test_a_host_without_decay_is_exit_code_2(edgeprune: Command, project: Path) -> None:
+    """It would pick nothing."""
+    said = deploy(edgeprune, project, "--host", "gates")
+    assert "add --finetune decay" in said.refusal("ConfigError", 2)["next"]
+
+
 def test_a_missed_budget_is_exit_code_1_with_everything_written(edgeprune: Command, tmp_path: Path) -> None:
     """It ran; a gate failed: here a size that no plan reaches, which only the finished file shows."""
     tiny_project.write_project(tmp_path, *QUICK, ('latency = "0.5x"', 'latency = "0.5x"\nsize_mib = 0.001'))

@@ -60,6 +60,8 @@ def test_a_method_ends_in_a_bundle_that_keeps_the_budget(config: Path, method: s
     outcome = carried_out(own(config), method=method)
     assert outcome.budget.met
     assert (outcome.method, outcome.tested_on) == (method, "test images")
+    assert f", {method}, searched by {outcome.strategy}, fine-tuning: one-step" in Path(outcome.report).read_text()
+    assert read_manifest((Path(outcome.bundle) / MANIFEST).read_bytes()).origin.finetuning == "one-step"
     assert outcome.strategy == METHODS[method].presets.get("strategy", "sac")
     assert outcome.judged_by == METHODS[method].presets.get("judged_by", "labels")
     assert (outcome.entropy_rank_correlation is not None) == (method in ("amc", "entropy-rl"))
@@ -115,6 +117,7 @@ def test_images_without_labels_will_do_for_agreement(config: Path) -> None:
 def test_pairs_are_refused_where_no_dense_layer_has_any(config: Path) -> None:
     with pytest.raises(ConfigError, match="no dense layer"):
         carried_out(config, method="paoding", **{"paoding.mode": "impact"})
+    assert not measured(config)
 
 
 def in_bytes(config: Path) -> Path:
@@ -155,6 +158,47 @@ def test_other_methods_attack_where_they_are_asked_to(config: Path) -> None:
     assert hard.run_dir == quiet.run_dir
     assert (hard.result.accuracy, hard.result.attacked_images) == (quiet.result.accuracy, 20)
     assert hard.result.attacked["pgd-3 0.5"] < 0.5 < hard.result.accuracy
+
+
+DENSE = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(144, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 4)]
+    return nn.Sequential(*layers)
+"""
+
+
+@pytest.fixture
+def dense(config: Path) -> Path:
+    """Return the configuration with a perceptron of random weights in place of the network."""
+    (config.parent / "dense.py").write_text(DENSE)
+    return changed(own(config), ("net:net", "dense:net"), ('weights = "net.safetensors"\n', ""))
+
+
+def test_entropy_alone_is_refused_where_no_map_has_neighbours(dense: Path) -> None:
+    """Before anything is measured."""
+    with pytest.raises(ConfigError, match="no entropy to choose by"):
+        carried_out(dense, method="entropy-rl")
+    assert not measured(dense)
+
+
+def test_entropy_is_left_out_where_no_map_has_neighbours(dense: Path) -> None:
+    """The default method weighs it a little; a perceptron is pruned all the same."""
+    outcome = carried_out(dense, method="amc")
+    assert outcome.budget.met
+    assert outcome.entropy_rank_correlation is None
+    assert outcome.finetuning == "one-step"
+
+
+def measured(config: Path) -> bool:
+    """Return whether the unpruned model was timed in the one run there is."""
+    (folder,) = (config.parent / "dist").glob("*.run")
+    with Ledger.open(folder / "ledger.sqlite", read_only=True) as ledger:
+        return any(ledger.fact(run, "baseline") for run in ledger.runs())
 
 
 def test_attacks_on_pixels_that_nobody_knows_are_refused_before_anything_is_measured(config: Path) -> None:

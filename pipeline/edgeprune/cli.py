@@ -120,7 +120,8 @@ def deploy(
         str | None, typer.Option("--finetune", help="one-step, or decay: channels that go shrink to nothing first")
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="who picks what decays: group-norm, gates or half-space")
+        str | None,
+        typer.Option("--host", help="of --finetune decay, who picks: group-norm, gates or half-space"),
     ] = None,
     tune: TuneOption = None,
     settings: SetOption = None,
@@ -150,6 +151,12 @@ def deploy(
         names = target or ["host"]
         options = {each: {"tune": tune or None} for each in names if tune is not None}
         loaded, progress = _config(config, settings, overrides, options), watch(quiet=quiet)
+        if host is not None and loaded.finetune.method != "decay":
+            raise ConfigError(
+                "--host is given, and nothing decays",
+                why="it says who picks the channels that decay",
+                next_step="add --finetune decay, or leave --host out",
+            )
         with _Stop() as stop:
             requests = [
                 Request(
@@ -588,8 +595,21 @@ def _percent(facts: Json) -> str:
 def _attacked(before: Json, after: Json) -> list[list[str]]:
     """Return a row for each attack; none for a run of a version that carried out none."""
     images, names = after.get("attacked_images", 0), after.get("attacked", {})
-    shares = {name: [f"{100 * each['attacked'][name]:.2f}" for each in (before, after)] for name in names}
-    return [[f"after {name}, % of {images:,}", *both] for name, both in shares.items()]
+    return [
+        [f"after {name}, % of {images:,}", *(_share(each["attacked"][name], images) for each in (before, after))]
+        for name in names
+    ]
+
+
+def _share(share: float, count: int) -> str:
+    from edgeprune.statistics import share_interval
+
+    return _span({name: 100 * value for name, value in share_interval(share, count).to_json().items()}, 2)
+
+
+def _counted(data: Json) -> str:
+    """Return what the closing number is: without labels it is no accuracy."""
+    return "accuracy" if data["tested_on"] == "test images" else "agreement"
 
 
 def _print_if_emulated(data: Json) -> None:
@@ -604,7 +624,7 @@ def _print_outcome(data: Json) -> None:
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
     unit = unit_of(data["metric"])
     rows = [
-        [f"accuracy, % of {after['test_images']:,} {data['tested_on']}", _percent(before), _percent(after)],
+        [f"{_counted(data)}, % of {after['test_images']:,} {data['tested_on']}", _percent(before), _percent(after)],
         *_attacked(before, after),
         [f"latency, {unit}", _span(before["latency"]), _span(after["latency"])],
         ["ratio", "1", _span(after["ratio"], 4)],
@@ -623,7 +643,7 @@ def _print_outcome(data: Json) -> None:
         typer.echo(f"  doubtful: {each}; measure again with edgeprune verify {data['bundle']}")
     for each in data["warnings"]:
         typer.echo(f"warning: {each}")
-    search = f"{data['trials']} candidates, {data['method']} by {data['strategy']}"
+    search = f"{data['trials']} candidates, {data['method']} by {data['strategy']}, fine-tuning: {data['finetuning']}"
     typer.echo(f"measurements used: {data['measurements']} ({search})")
     for name in ("bundle", "archive", "report"):
         typer.echo(f"{name}: {data[name]}")

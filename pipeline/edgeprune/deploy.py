@@ -59,7 +59,7 @@ def _carry_out(prepared: Prepared, target: Target) -> Outcome:
     with seconds.of("search"):
         trials = look(prepared, bench, problem)
     winner, tuned, checked = _checked_winner(prepared, bench, target, problem, trials, seconds)
-    with seconds.of("prove"), prepared.progress.stage("accuracy on test"):
+    with seconds.of("prove"):
         proof = prove(prepared, bench, winner, tuned, checked)
     outcome = outcome_of(prepared, bench, timing, winner, proof, seconds.total())
     return deliver(prepared, outcome, proof)

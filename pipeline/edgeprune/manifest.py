@@ -151,6 +151,9 @@ class Origin(Facts):
     method: str = "amc"
     judged_by: str = "labels"
     tested_on: str = "test images"
+    finetuning: str = "one-step"
+    importance: str = ""
+    reconstruction: str = ""
     seed: int
     measurements: Count
     trials: Count

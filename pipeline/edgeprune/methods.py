@@ -71,7 +71,10 @@ METHODS: Mapping[str, Method] = {
         source="arXiv 2405.00074 and 2204.00783, from its public code, with its bounds made sound",
         idea="small steps remove the weakest filters and merge the dense units whose merging moves the output least",
         optimises="the impact of each step on the output's intervals; the walk stops when the measured latency fits",
-        needs=("nothing but weights; pairs of dense layers, or convolutions",),
+        needs=(
+            "unlabelled images, or none with --data-free: the walk itself reads weights alone",
+            "pairs of dense layers, or convolutions",
+        ),
         presets={
             "strategy": "walk",
             "importance": "paoding",

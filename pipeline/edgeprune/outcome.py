@@ -102,6 +102,8 @@ class Outcome:
         method: how widths and channels were chosen, see `edgeprune.methods`.
         judged_by: what candidates were judged by, see `edgeprune.trial.JUDGES`.
         tested_on: what the accuracies are counted on.
+        finetuning: "one-step", "decay by <host>", or "none".
+        importance, reconstruction: the rule that ranked channels, and what made up for those that went.
         entropy_rank_correlation: of low entropy with accuracy among the candidates, where the reward looks at entropy.
         measurements: latency measurements spent, repeats of failures included.
         trials: candidates tried.
@@ -131,6 +133,9 @@ class Outcome:
     method: str = "amc"
     judged_by: str = "labels"
     tested_on: str = "test images"
+    finetuning: str = "one-step"
+    importance: str = ""
+    reconstruction: str = ""
     entropy_rank_correlation: float | None = None
     layer_shares: Mapping[str, float] = field(default_factory=dict)
     result_layer_shares: Mapping[str, float] = field(default_factory=dict)

@@ -280,6 +280,9 @@ def _origin(outcome: Outcome) -> dict[str, object]:
         "method": outcome.method,
         "judged_by": outcome.judged_by,
         "tested_on": outcome.tested_on,
+        "finetuning": outcome.finetuning,
+        "importance": outcome.importance,
+        "reconstruction": outcome.reconstruction,
         "seed": outcome.seed,
         "measurements": outcome.measurements,
         "trials": outcome.trials,
@@ -383,7 +386,7 @@ def _accuracy(facts: ModelFacts) -> str:
 
 def _preprocessing_line(facts: Mapping[str, Any] | None) -> str:
     if not facts:
-        return "as in training; the data came normalised"
+        return "as the model was trained on; how pixels become it is not known here"
     mean, std = (", ".join(f"{each:g}" for each in facts[name]) for name in ("mean", "std"))
     return f"(pixel / 255 - mean) / std of each channel, mean {mean}, std {std}; {facts['layout']}"
 

@@ -195,10 +195,14 @@ def _tested(outcome: Outcome) -> str:
     return "test accuracy" if outcome.tested_on == "test images" else "agreement with the unpruned model"
 
 
+def _counted(outcome: Outcome) -> str:
+    return "Accuracy" if outcome.tested_on == "test images" else "Agreement"
+
+
 def _test_accuracy(outcome: Outcome) -> Compared:
     before, after = outcome.baseline, outcome.result
     return Compared(
-        name=f"Accuracy, {after.test_images:,} {outcome.tested_on}",
+        name=f"{_counted(outcome)}, {after.test_images:,} {outcome.tested_on}",
         before=_accuracy_spread("baseline", before),
         after=_accuracy_spread("result", after),
         change=quantities.points(after.accuracy - before.accuracy),

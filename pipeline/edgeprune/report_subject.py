@@ -20,6 +20,8 @@ class About:
         limit: the budget as a ratio, None if not known yet.
         planned: trials the search may make, None if not known.
         judge: what the candidates' accuracies are.
+        method: of pruning; empty in runs of versions that did not say.
+        finetuning: how the winner is trained further; empty until there is an outcome.
     """
 
     model: str
@@ -34,6 +36,8 @@ class About:
     quantile: float
     planned: int | None
     judge: str
+    method: str
+    finetuning: str
 
     @property
     def sure(self) -> str:
@@ -53,7 +57,7 @@ def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
     """Return the subject of a page from the outcome, or from what is known before there is one."""
     known = dict(setup)
     if outcome:
-        of_outcome = ("model", "target", "strategy", "seed", "emulated", "metric", "judged_by")
+        of_outcome = ("model", "target", "strategy", "seed", "emulated", "metric", "judged_by", "method", "finetuning")
         known |= {name: getattr(outcome, name) for name in of_outcome}
         known |= {"requested": outcome.budget.requested, "limit_ratio": outcome.budget.limit_ratio}
     metric, emulated = known.get("metric", LATENCY), known.get("emulated", False)
@@ -69,6 +73,8 @@ def about(outcome: Outcome | None, setup: Mapping[str, Any]) -> About:
         confidence=known.get("confidence", 0.95),
         quantile=known.get("quantile", 0.5),
         planned=known.get("trials"),
+        method=known.get("method", ""),
+        finetuning=known.get("finetuning", ""),
         judge=JUDGES[known.get("judged_by", "labels")],
     )
 

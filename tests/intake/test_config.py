@@ -135,7 +135,9 @@ def test_contradictions_are_refused(tmp_path: Path, model: str, data: str, told:
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:
     """Model and data are the only sections without defaults."""
-    assert "data is missing" in complaint(tmp_path, '[model]\nfactory = "a:b"\n')
+    said = complaint(tmp_path, '[model]\nfactory = "a:b"\n')
+    assert "data is missing" in said
+    assert "--data-free" in said
 
 
 def test_a_file_that_is_absent_or_not_toml_is_named(tmp_path: Path) -> None:
@@ -345,3 +347,22 @@ def test_devices_are_read_without_a_model_but_not_with_a_misspelt_table(tmp_path
         load_devices(written(tmp_path, table.replace("targets", "target")))
     with pytest.raises(ConfigError, match="adress"):
         load_devices(written(tmp_path, table.replace("address", "adress")))
+
+
+def test_a_flag_takes_the_place_of_what_it_stands_for(tmp_path: Path) -> None:
+    """Steps on the command line in place of epochs in the file, and the other way round; both as flags are refused."""
+    path = tmp_path / "edgeprune.toml"
+    path.write_text('[model]\nfactory = "a:b"\n[data]\narrays = "x.npz"\n[finetune]\nepochs = 2.0\n')
+    found = load_config(path, {"finetune.steps": 40}).finetune
+    assert (found.steps, found.epochs) == (40, None)
+    assert load_config(path, {"finetune.epochs": 1, "finetune.steps": None}).finetune.epochs == 1
+    with pytest.raises(ConfigError, match="epochs and steps"):
+        load_config(path, {"finetune.epochs": 1, "finetune.steps": 40})
+
+
+def test_a_reward_of_nothing_is_refused(tmp_path: Path) -> None:
+    """Latency alone would choose."""
+    path = tmp_path / "edgeprune.toml"
+    path.write_text('[model]\nfactory = "a:b"\n[data]\narrays = "x.npz"\n[search]\nmethod = "entropy-rl"\n')
+    with pytest.raises(ConfigError, match="neither right answers nor entropy"):
+        load_config(path, {"search.reward.entropy": 0})

@@ -30,8 +30,8 @@ def check_decaying(module: nn.Module, structure: Structure, settings: "FinetuneC
     Raises:
         ConfigError: if the host does not apply to one of the groups, or units would need more steps than there are.
     """
-    decay_settings(settings, settings.total_steps(images))
     check_host(settings.decay.host, module, structure)
+    decay_settings(settings, settings.total_steps(images))
 
 
 def decay_settings(settings: "FinetuneConfig", steps: int) -> DecaySettings:

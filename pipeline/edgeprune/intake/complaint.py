@@ -45,7 +45,7 @@ def _line(each: ErrorDetails, root: type[BaseModel]) -> str:
     if each["type"] == "missing":
         return f"{path} is missing"
     wanted = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if isinstance(each["input"], dict):
+    if each["input"] is None or isinstance(each["input"], dict):
         return f"{path} {wanted}"
     return f"{path} is {each['input']!r}, {wanted}"
 

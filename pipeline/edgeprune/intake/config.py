@@ -29,7 +29,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticKnownError
 
 from edgeprune.budget import Budget, Latency
 from edgeprune.canonical import digest, file_sha256
@@ -316,6 +315,8 @@ class SearchConfig(Section):
     def _fits_together(self) -> "SearchConfig":
         if self.data_free and self.judged_by != "synthetic":
             raise ValueError('is data_free: keep judged_by = "synthetic"')
+        if self.reward.accuracy == self.reward.entropy == 0:
+            raise ValueError("rewards neither right answers nor entropy: give search.reward one of them")
         if self.repairs and self.reconstruction in ("none", "pairs"):
             raise ValueError('decides on repairs; set reconstruction to "merge", "ridge" or "local-ridge"')
         return self
@@ -502,7 +503,7 @@ class Config(Section):
     def _is_there_unless_data_free(cls, data: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         search = info.data.get("search")
         if data is None and search is not None and not search.data_free:
-            raise PydanticKnownError("missing")
+            raise ValueError("is missing; name images, or do without them: search.data_free, --data-free")
         return data
 
     @model_validator(mode="after")
@@ -633,6 +634,7 @@ def load_config(
     for name, value in (overrides or {}).items():
         if value is not None:
             _put(tree, name, value)
+            _displace(tree, name, overrides or {})
     for target, given_options in (options or {}).items():
         _put_options(tree, target, given_options)
     folder = (path.parent if path else Path.cwd()).resolve()
@@ -641,6 +643,16 @@ def load_config(
     except ValidationError as error:
         given = {name for name, value in (overrides or {}).items() if value is not None}
         raise config_error(error, Config, path.name if path else "the command line", given) from error
+
+
+_INSTEAD = {"finetune.steps": "epochs", "finetune.epochs": "steps"}
+
+
+def _displace(tree: dict[str, Any], name: str, overrides: Mapping[str, object]) -> None:
+    """Take away what a flag is given instead of, unless that is a flag as well."""
+    other = _INSTEAD.get(name)
+    if other and overrides.get(f"finetune.{other}") is None:
+        tree["finetune"].pop(other, None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 """How many answers of the unpruned and the final model survive images changed on purpose, counted at the very end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgeprune.errors import ConfigError
 from edgeprune.intake.config import Config
 from edgeprune.intake.data import Splits
 from edgeprune.intake.data_free import DataFree
 from edgeprune.intake.images import ArraySet, interleaved
+from edgeprune.progress import Stage
 from edgeprune.robustness import Attack, Pixels, robustness
 
-BATCH = 250
+BATCH = 125
 """Images attacked at once."""
 
 
@@ -35,10 +36,16 @@ class Attacks:
         """Return the test images that are attacked."""
         return test.subset(interleaved(test.labels, seed=0)[: self.images])
 
-    def survived(self, module: nn.Module, test: ArraySet) -> Mapping[str, float]:
-        """Return attack → share of the images that are classified rightly after it."""
-        found = robustness(module, test.batches(BATCH), self.chosen, self.pixels)
+    def survived(self, module: nn.Module, test: ArraySet, stage: Stage) -> Mapping[str, float]:
+        """Return attack → share of the images that are classified rightly after it; `stage` counts images."""
+        found = robustness(module, _counted(test.batches(BATCH), stage), self.chosen, self.pixels)
         return {name: each.right_attacked / each.images for name, each in found.items()}
+
+
+def _counted(batches: Iterable[tuple[Tensor, Tensor]], stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches:
+        yield images, labels
+        stage.advance(len(labels))
 
 
 def attacks(config: Config, splits: Splits | DataFree) -> Attacks:

@@ -15,8 +15,9 @@ from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import check_limit, unit_of
 from edgeprune.quality import Evaluator
 from edgeprune.quantities import three_digits
+from edgeprune.reward import RewardWeights
 from edgeprune.search.loop import Bench
-from edgeprune.stages.prepare import Prepared
+from edgeprune.stages.prepare import Prepared, has_maps
 from edgeprune.stages.units import CALIBRATION_BATCH, repairer
 from edgeprune.target import Target, Tuner
 from edgeprune.trial import Quality
@@ -48,9 +49,15 @@ def start_bench(prepared: Prepared, target: Target) -> tuple[Bench, Measurement]
         limit_ratio=_limit_ratio(prepared.budget, timing),
         confidence=prepared.budget.confidence,
         quantile=prepared.budget.quantile,
-        weights=prepared.config.search.reward.to_weights(),
+        weights=_weights(prepared),
     )
     return _bench(prepared, target, evaluator, judge, reference), timing
+
+
+def _weights(prepared: Prepared) -> RewardWeights:
+    """Return the weights of the reward; entropy has none where there are no maps to read it from."""
+    weights = prepared.config.search.reward.to_weights()
+    return weights if has_maps(prepared.structure) else replace(weights, entropy=0.0)
 
 
 def look_for_faster_kernels(prepared: Prepared, target: Target, graph: Artifact) -> None:

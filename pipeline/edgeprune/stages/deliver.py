@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 
 from edgeprune import cost
+from edgeprune.intake.config import Config
 from edgeprune.measurement import Measurement
 from edgeprune.outcome import ModelFacts, Outcome, WidthChange
 from edgeprune.pack import BundleContents, pack, write_bundle
@@ -36,6 +37,9 @@ def outcome_of(
         method=prepared.config.search.method,
         judged_by=prepared.config.search.judged_by,
         tested_on=proof.tested_on,
+        finetuning=finetuning(prepared.config),
+        importance=prepared.config.search.importance,
+        reconstruction=prepared.config.search.reconstruction,
         entropy_rank_correlation=prepared.ledger.fact(prepared.run, "entropy_rank_correlation"),
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
@@ -53,6 +57,14 @@ def outcome_of(
         warnings=(*(prepared.ledger.fact(prepared.run, "notes") or {}).values(), *uncounted(prepared.graph)),
         run_dir=str(prepared.folder),
     )
+
+
+def finetuning(config: Config) -> str:
+    """Return how the winner is trained further, in a word or three."""
+    settings = config.finetune
+    if config.search.data_free or settings.epochs == 0 or settings.steps == 0:
+        return "none"
+    return f"decay by {settings.decay.host}" if settings.method == "decay" else settings.method
 
 
 def uncounted(graph: onnx.ModelProto) -> list[str]:

@@ -19,7 +19,7 @@ from edgeprune.budget import Budget
 from edgeprune.canonical import digest, file_sha256
 from edgeprune.cut import proven
 from edgeprune.durable import storage_errors
-from edgeprune.errors import DataError, LedgerError, NothingFits
+from edgeprune.errors import ConfigError, DataError, LedgerError, NothingFits
 from edgeprune.evaluate import write_graph
 from edgeprune.export import export
 from edgeprune.finetune import check_decaying
@@ -131,7 +131,9 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     profile = boards[0]
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
     model, splits = _dreamt(config, progress) if config.search.data_free else _loaded(config, progress)
-    attacks(config, splits)  # what cannot be carried out is refused here as well
+    chosen = attacks(config, splits).chosen  # what cannot be carried out is refused here as well
+    if config.search.method == "paoding" and config.robustness.attacks is None and not chosen:
+        progress.note("no attacks: what a pixel is is not known, as the data came normalised or is not there")
     code = [code_digest(model.module), versions(), machine()]
     run = digest([config.digest, profile.digest, model.digest, splits.digest, *code])
     folder = request.out / f"{run_name(model.name, profile.name, budget, run)}.run"
@@ -148,9 +150,10 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         looks, rule = not config.search.data_free, config.search.importance
         if rule != "paoding":
             check_needs(rule, model.module, structure, images=looks, labels=looks)
+    _check_entropy(config.search, structure, progress)
     if config.finetune.method == "decay":  # what cannot be carried out is refused before anything is measured
         check_decaying(model.module, structure, config.finetune, len(splits.train))
-    return Prepared(
+    prepared = Prepared(
         request=request,
         boards=boards,
         budget=budget,
@@ -162,6 +165,41 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         run=run,
         folder=folder,
         ledger=ledger,
+    )
+    if rule == "paoding":
+        _walk_ahead(prepared)
+    return prepared
+
+
+def _walk_ahead(prepared: Prepared) -> None:
+    """Make the walk now: a mode that does not apply is refused before anything is measured."""
+    with prepared.progress.stage("walk through the layers"):
+        taken = prepared.walk.taken
+    if prepared.config.search.paoding.mode == "auto" and set(taken.values()) == {"scale"}:
+        prepared.progress.note("paoding: no dense layers to merge in pairs, so all goes by magnitude (mode scale)")
+
+
+def _check_entropy(search: SearchConfig, structure: Structure, progress: Progress) -> None:
+    """Refuse a reward of entropy alone where no map has neighbours; say so where entropy is only left out.
+
+    Raises:
+        ConfigError: if there is nothing to choose by.
+    """
+    if search.reward.entropy == 0 or has_maps(structure):
+        return
+    if search.reward.accuracy == 0:
+        raise ConfigError(
+            "there is no entropy to choose by",
+            why="no convolution of the model has maps of more than one pixel, and accuracy has no weight",
+            next_step="choose --method amc, or paoding for dense layers; or set search.reward.accuracy = 1",
+        )
+    progress.note("spatial entropy is left out of the reward: no convolution has maps of more than one pixel")
+
+
+def has_maps(structure: Structure) -> bool:
+    """Return whether a convolution has maps of more than one pixel each way, which spatial entropy reads."""
+    return any(
+        each.kind not in ("linear", "transposed") and min(each.height, each.width) > 1 for each in structure.layers
     )
 
 

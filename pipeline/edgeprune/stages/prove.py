@@ -148,24 +148,23 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     known, key = prepared.ledger.fact(prepared.run, "test"), [sha256, prepared.config.digest_of("robustness")]
     if known is not None and known["of"] == key:
         return known  # type: ignore[no-any-return]
+    facts: dict[str, Any]
     test: ArraySet = prepared.splits.open_test()
-    accuracy = bench.base.evaluator.accuracy
-    facts = {
-        "baseline": accuracy(prepared.model.module, test.batches(EVALUATION_BATCH)),
-        "result": accuracy(tuned, test.batches(EVALUATION_BATCH)),
-        "images": len(test),
-        "tested_on": prepared.splits.tested_on,
-        **_after_attacks(prepared, test, tuned),
-        "of": key,
-    }
+    models, accuracy = {"baseline": prepared.model.module, "result": tuned}, bench.base.evaluator.accuracy
+    with prepared.progress.stage("accuracy on test"):
+        facts = {name: accuracy(module, test.batches(EVALUATION_BATCH)) for name, module in models.items()}
+    facts |= {"images": len(test), "tested_on": prepared.splits.tested_on, "of": key}
+    facts |= _after_attacks(prepared, test, models)
     prepared.ledger.record(prepared.run, "test", facts)
     return facts
 
 
-def _after_attacks(prepared: Prepared, test: ArraySet, tuned: nn.Module) -> Mapping[str, Any]:
-    """Return what both models still answer rightly on test images changed on purpose."""
+def _after_attacks(prepared: Prepared, test: ArraySet, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    """Return what the models still answer rightly on test images changed on purpose."""
     wanted = attacks(prepared.config, prepared.splits)
+    if not wanted.chosen:
+        return {"attacked_images": 0, **{f"{name}_attacked": {} for name in models}}
     part = wanted.part(test)
-    models = {"baseline_attacked": prepared.model.module, "result_attacked": tuned}
-    after = {name: wanted.survived(module, part) if wanted.chosen else {} for name, module in models.items()}
-    return {**after, "attacked_images": len(part) if wanted.chosen else 0}
+    with prepared.progress.stage("accuracy after attacks", total=len(models) * len(part)) as stage:
+        after = {f"{name}_attacked": wanted.survived(module, part, stage) for name, module in models.items()}
+    return {"attacked_images": len(part), **after}
