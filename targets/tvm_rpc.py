@@ -39,6 +39,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.artifact import Artifact
@@ -350,7 +351,11 @@ class TvmRpc:
         return Session(candidate=candidate, reference=reference, single_threaded=True)
 
     def _calls_of_columns(self, reply: Mapping[str, Any], columns: Any) -> Calls:
-        """Return the samples in three columns of a reply, which a board may have garbled."""
+        """Return the samples in three columns of a reply, which a board may have garbled.
+
+        A thread's CPU clock stands still now and then, once in some ten thousand calls on a virtual machine: a sample
+        of 0 is no lie, and too low to be looked at (`statistics.band`).
+        """
         if reply.get("metric") != self._metric:
             raise self._strange(f"its samples are of {reply.get('metric')!r}")
         try:
@@ -358,7 +363,9 @@ class TvmRpc:
         except (TypeError, LookupError) as error:
             raise self._strange("its samples are no samples") from error
         whole = all(type(each) is int for column in (elapsed, on_cpu, preempted) for each in column)
-        if not whole or not len(elapsed) == len(on_cpu) == len(preempted) > 0 or min(elapsed + on_cpu) <= 0:
+        if not whole or not len(elapsed) == len(on_cpu) == len(preempted) > 0:
+            raise self._strange("its samples are no samples")
+        if min(elapsed) <= 0 or min(on_cpu) < 0 or median_low(on_cpu) == 0:
             raise self._strange("its samples are no samples")
         return Calls(elapsed=elapsed, on_cpu=on_cpu, preempted=preempted)
 

@@ -13,7 +13,7 @@ from edgeprune.errors import ModelError
 from edgeprune.intake.config import ModelConfig
 from edgeprune.intake.factory import importable
 from edgeprune.intake.model import LoadedModel, load_model
-from edgeprune.intake.weights import fill, read_state
+from edgeprune.intake.weights import check_finite, fill, read_state
 
 SOURCE = """
 import torch
@@ -232,6 +232,7 @@ def test_mutated_weights_are_weights_or_an_error(folder: Path, form: str) -> Non
         path.write_bytes(mutated)
         try:
             fill(module, read_state(path), path.name)
+            check_finite(module, path.name)
         except ModelError:
             refused += 1
         else:
