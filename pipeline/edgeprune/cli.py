@@ -151,12 +151,7 @@ def deploy(
         names = target or ["host"]
         options = {each: {"tune": tune or None} for each in names if tune is not None}
         loaded, progress = _config(config, settings, overrides, options), watch(quiet=quiet)
-        if host is not None and loaded.finetune.method != "decay":
-            raise ConfigError(
-                "--host is given, and nothing decays",
-                why="it says who picks the channels that decay",
-                next_step="add --finetune decay, or leave --host out",
-            )
+        _check_host(host, loaded.finetune.method)
         with _Stop() as stop:
             requests = [
                 Request(
@@ -173,6 +168,15 @@ def deploy(
             return _deployed(requests)
 
     _run("deploy", act, as_json, _print_deployed)
+
+
+def _check_host(host: str | None, finetuning: str) -> None:
+    if host is not None and finetuning != "decay":
+        raise ConfigError(
+            "--host is given, and nothing decays",
+            why="it says who picks the channels that decay",
+            next_step="add --finetune decay, or leave --host out",
+        )
 
 
 @app.command()
@@ -607,11 +611,6 @@ def _share(share: float, count: int) -> str:
     return _span({name: 100 * value for name, value in share_interval(share, count).to_json().items()}, 2)
 
 
-def _counted(data: Json) -> str:
-    """Return what the closing number is: without labels it is no accuracy."""
-    return "accuracy" if data["tested_on"] == "test images" else "agreement"
-
-
 def _print_if_emulated(data: Json) -> None:
     if data["emulated"]:
         typer.echo("NOT MEASURED: latencies come from a formula or an emulator")
@@ -619,12 +618,16 @@ def _print_if_emulated(data: Json) -> None:
 
 def _print_outcome(data: Json) -> None:
     from edgeprune.metric import unit_of
-    from edgeprune.outcome import BudgetVerdict, runtime_line
+    from edgeprune.outcome import BudgetVerdict, counted, runtime_line
 
     before, after, budget = data["baseline"], data["result"], BudgetVerdict(**data["budget"])
     unit = unit_of(data["metric"])
     rows = [
-        [f"{_counted(data)}, % of {after['test_images']:,} {data['tested_on']}", _percent(before), _percent(after)],
+        [
+            f"{counted(data['tested_on'])}, % of {after['test_images']:,} {data['tested_on']}",
+            _percent(before),
+            _percent(after),
+        ],
         *_attacked(before, after),
         [f"latency, {unit}", _span(before["latency"]), _span(after["latency"])],
         ["ratio", "1", _span(after["ratio"], 4)],
@@ -666,14 +669,14 @@ def _print_deployed(data: Json) -> None:
 def _row(result: Json) -> list[str]:
     """Return what became of one target in one line of the closing table."""
     from edgeprune.metric import limit_of
-    from edgeprune.outcome import BudgetVerdict
+    from edgeprune.outcome import BudgetVerdict, counted
 
     if result["error"]:
         return [result["target"], "-", "-", "-", f"{result['error']['kind']}, see below"]
     outcome = result["outcome"]
     before, after, budget = outcome["baseline"], outcome["result"], BudgetVerdict(**outcome["budget"])
     accuracy = " → ".join(f"{100 * each['accuracy']:.2f}" for each in (before, after))
-    accuracy += "" if outcome["tested_on"] == "test images" else " agree"
+    accuracy += " agree" if counted(outcome["tested_on"]) == "agreement" else ""
     latency = " → ".join(f"{each['latency']['p50']:.3g}" for each in (before, after))
     kept = f"{limit_of(budget.requested, outcome['metric'])} {'met' if budget.met else 'MISSED'}"
     return [result["target"], accuracy, f"{latency} {outcome['unit']}", f"{after['ratio']['p50']:.3f}", kept]

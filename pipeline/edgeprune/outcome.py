@@ -166,6 +166,11 @@ class Outcome:
         return cls(**fields)
 
 
+def counted(tested_on: str) -> str:
+    """Return what the closing number is: "accuracy", or where no label was there, "agreement" with the unpruned model."""
+    return "accuracy" if tested_on == "test images" else "agreement"
+
+
 def runtime_line(conditions: Mapping[str, Any], *, emulated: bool) -> str:
     """Return which of a board's runtimes was chosen and what the other takes, empty where there was no choice.
 

@@ -13,7 +13,7 @@ from edgeprune import charts, quantities
 from edgeprune.charts import Dot, Landmark, Row, Spot
 from edgeprune.measurement import Measurement
 from edgeprune.metric import PER_UNIT, limit_of
-from edgeprune.outcome import ModelFacts, Outcome
+from edgeprune.outcome import ModelFacts, Outcome, counted
 from edgeprune.report_subject import About, Seen
 from edgeprune.statistics import Interval
 from edgeprune.svg import clean
@@ -192,17 +192,14 @@ def comparison(outcome: Outcome, about: About) -> list[Compared]:
 
 
 def _tested(outcome: Outcome) -> str:
-    return "test accuracy" if outcome.tested_on == "test images" else "agreement with the unpruned model"
-
-
-def _counted(outcome: Outcome) -> str:
-    return "Accuracy" if outcome.tested_on == "test images" else "Agreement"
+    words = {"accuracy": "test accuracy", "agreement": "agreement with the unpruned model"}
+    return words[counted(outcome.tested_on)]
 
 
 def _test_accuracy(outcome: Outcome) -> Compared:
     before, after = outcome.baseline, outcome.result
     return Compared(
-        name=f"{_counted(outcome)}, {after.test_images:,} {outcome.tested_on}",
+        name=f"{counted(outcome.tested_on).capitalize()}, {after.test_images:,} {outcome.tested_on}",
         before=_accuracy_spread("baseline", before),
         after=_accuracy_spread("result", after),
         change=quantities.points(after.accuracy - before.accuracy),
