@@ -167,7 +167,7 @@ class Outcome:
 
 
 def counted(tested_on: str) -> str:
-    """Return what the closing number is: "accuracy", or where no label was there, "agreement" with the unpruned model."""
+    """Return what the closing number is: "accuracy", or, without labels, "agreement" with the unpruned model."""
     return "accuracy" if tested_on == "test images" else "agreement"
 
 
