@@ -433,7 +433,7 @@ class RobustnessConfig(Section):
     attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], BeforeValidator(_listed)] | None = None
     epsilon: Annotated[float, BeforeValidator(_not_a_claim), Field(ge=0, le=1)] = 0.01
     steps: Count = 10
-    images: Count = 1000
+    images: Count = 500
 
 
 class MeasureConfig(Section):
