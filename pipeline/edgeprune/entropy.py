@@ -10,6 +10,8 @@ Which estimator the authors of entropy-driven pruning use (arXiv 2312.04918) is 
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +26,13 @@ CHUNK_COUNTS, CHUNK_PAIRS = 1 << 20, 1 << 19
 KEPT_BYTES = 1 << 24
 """Blocks up to this size are to be reused rather than given back to the system after each chunk."""
 
-Codes = NDArray[np.int64]
+Counts = NDArray[np.int64]
+Places = NDArray[np.int32]
+Levels = NDArray[np.unsignedinteger[Any]]
+Number = TypeVar("Number", bound=np.generic)
 Chunk = NDArray[np.float32]
 """Images [n, A, H, W, B] without gaps in memory, where A · B are the channels: channels first have B = 1, channels last
 A = 1. So neither layout is copied into the other."""
-Levels = NDArray[np.int32]
 
 
 def spatial_entropy(maps: Tensor, low: float, high: float, levels: int = 32) -> Tensor:
@@ -64,7 +68,7 @@ def quantise(maps: Tensor, low: float, high: float, levels: int) -> Tensor:
     Raises:
         CandidateError: if a value is not finite.
     """
-    return torch.from_numpy(_quantised(_numbers(maps), low, high, levels))
+    return torch.from_numpy(_quantised(_numbers(maps), low, high, levels).astype(np.int32))
 
 
 def kept_mean(entropies: Tensor, kept: Tensor | None = None) -> float:
@@ -88,18 +92,15 @@ def _numbers(maps: Tensor) -> NDArray[np.float32]:
 
 
 def _quantised(values: NDArray[np.float32], low: float, high: float, levels: int) -> Levels:
+    """Return levels as the smallest integers that can number all ordered pairs of them: small ones are counted fast."""
     if not np.isfinite(values.sum()):
         raise CandidateError("activations are not finite", why="the cut model computes NaN or infinity")
-    return _levels(values, low, high, levels)
-
-
-def _levels(values: NDArray[np.float32], low: float, high: float, levels: int) -> Levels:
-    """Return the level of finite values."""
+    kind = np.min_scalar_type(levels * (levels + 1))
     if not high > low:
-        return np.zeros(values.shape, np.int32)
+        return np.zeros(values.shape, kind)
     scaled = values - np.float32(low)
     scaled *= np.float32(levels / (high - low))
-    return np.clip(scaled, 0, levels - 1, out=scaled).astype(np.int32)
+    return np.clip(scaled, 0, levels - 1, out=scaled).astype(kind)
 
 
 def _by_chunk(maps: Tensor, kinds: int, entropy_of: Callable[[Chunk], NDArray[np.float32]]) -> Tensor:
@@ -119,14 +120,22 @@ def _by_chunk(maps: Tensor, kinds: int, entropy_of: Callable[[Chunk], NDArray[np
 def _each(work: Callable[[Chunk], NDArray[np.float32]], chunks: list[Chunk]) -> list[NDArray[np.float32]]:
     """Return what `work` makes of each chunk.
 
-    NumPy in threads of our own, for PyTorch's would share every single operation out: on operations this short they
-    wait for one another longer than they work.
+    In threads of our own, for PyTorch's would share every single operation out: on operations this short they wait for
+    one another longer than they work. For the same reason they are kept: maps come by the hundred.
     """
-    threads = min(len(chunks), torch.get_num_threads())
-    if threads < 2:
+    threads = torch.get_num_threads()
+    if min(len(chunks), threads) < 2:
         return [work(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, chunks))
+    torch.set_num_threads(1)
+    try:
+        return list(_workers(threads).map(work, chunks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="entropy")
 
 
 def _pixel_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArray[np.float32]:
@@ -134,7 +143,7 @@ def _pixel_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArr
     count, outer, height, width, inner = images.shape
     first = np.arange(0, count * outer * inner * levels, levels, dtype=np.int32)
     place = _quantised(images, low, high, levels) + _lines(first, images)
-    return _entropy(np.bincount(place.reshape(-1), minlength=len(first) * levels), first, height * width)
+    return _entropy(_counted(place, len(first) * levels), first, height * width)
 
 
 def _pair_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArray[np.float32]:
@@ -143,83 +152,95 @@ def _pair_entropy(images: Chunk, low: float, high: float, levels: int) -> NDArra
     Ordered pairs come in twos, (a, b) and (b, a), so it is enough to count unordered ones: the two halves of a pair
     of unequal levels share its probability, which adds ln 2 to its surprise.
 
-    Unordered pairs have a triangular table, a row for the higher level and a column for the lower; its rows begin at
-    0, 1, 3, 6, ..., so the higher level is also the one whose row begins later. Most maps use few of the levels, next
-    to one another: each map's table has those from its lowest to its highest alone.
+    Most maps use few of the levels, next to one another: each map's table of pairs has those from its lowest to its
+    highest alone.
     """
     height, width = images.shape[2:4]
     pairs = height * (width - 1) + (height - 1) * width
-    lowest, highest = (_quantised(each, low, high, levels).reshape(-1) for each in _extremes(images))
+    level = _quantised(images, low, high, levels)
+    lowest, highest = (each.reshape(-1) for each in _extremes(level))
     if pairs == 0:
         return np.zeros(len(lowest), np.float32)
-    spans = highest - lowest + 1
+    level -= _lines(lowest, images)
+    spans = (highest - lowest).astype(np.int32) + 1
     kinds = spans * (spans + 1) // 2
     first = np.cumsum(kinds, dtype=np.int32) - kinds
-    column = _levels(images, low, high, levels)
-    column -= _lines(lowest, images)
-    row = column + np.int32(1)
-    row *= column
-    row >>= 1
-    row += _lines(first, images)
     nowhere = int(first[-1] + kinds[-1])
-    counts = np.bincount(_pair_places(row, column, nowhere).reshape(-1), minlength=nowhere + 1)[:-1]
+    counts = _counted(_pair_places(level, _lines(first, images), nowhere), nowhere + 1)[:-1]
     unequal = 1 - _diagonals(counts, first, spans) / pairs
     joint: NDArray[np.float32] = _entropy(counts, first, pairs) + (math.log(2) * unequal).astype(np.float32)
     return joint
 
 
-def _extremes(images: Chunk) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return lowest and highest value of each map, [n, A, B]; not a number if one is not."""
-    count, outer, height, width, inner = images.shape
+def _extremes(level: Levels) -> tuple[Levels, Levels]:
+    """Return lowest and highest level of each map, [n, A, B]."""
+    count, outer, height, width, inner = level.shape
     if inner == 1:
-        maps = images.reshape(count, outer, height * width, inner)
+        maps = level.reshape(count, outer, height * width, inner)
         return maps.min(2), maps.max(2)
-    lines = images.reshape(count, outer, height, width * inner)  # long loops first
+    lines = level.reshape(count, outer, height, width * inner)  # long loops first
     low, high = (each.reshape(count, outer, width, inner) for each in (lines.min(2), lines.max(2)))
     return low.min(2), high.max(2)
 
 
-def _lines(of_maps: Levels, images: Chunk) -> Levels:
+def _lines(of_maps: NDArray[Number], images: Chunk) -> NDArray[Number]:
     """Return a number of each map for each pixel of a line, [n, A, 1, W, B]: short loops are slow."""
     count, outer, _, width, inner = images.shape
     return np.repeat(of_maps.reshape(count, outer, 1, 1, inner), width, axis=3)
 
 
-def _pair_places(row: Levels, column: Levels, nowhere: int) -> Codes:
-    """Return the place of each pair: the row of the higher level plus the column of the lower.
+def _pair_places(level: Levels, first: Places, nowhere: int) -> Places:
+    """Return the place of each pair of neighbours.
+
+    Unordered pairs have a triangular table, a row for the higher level and a column for the lower; its rows begin at
+    0, 1, 3, 6, ..., so the higher level is also the one whose row begins later.
 
     Every pixel is paired with the one that lies one step, or one line, further on in memory, in one go through all
     maps, for a loop over every line by itself takes longer. What so meets the next line or the next map is no pair.
 
     Args:
-        row, column: [n, A, H, W, B].
+        level: [n, A, H, W, B].
+        first: where the map's table begins, [n, A, 1, W, B].
         nowhere: the place of what is no pair.
 
     Returns:
         [2, n, A, H, W, B]: with the pixel to the right, with the pixel below.
     """
-    place = np.empty((2, *row.shape), np.int64)
-    rows, columns = row.reshape(-1), column.reshape(-1)
-    for axis, out in zip((3, 2), place, strict=True):
-        step = math.prod(row.shape[axis + 1 :])
-        higher = np.maximum(rows[:-step], rows[step:])
+    row = level + level.dtype.type(1)
+    row *= level
+    row >>= 1
+    place = np.empty((2, *level.shape), np.int32)
+    within = np.zeros_like(level)
+    rows, columns, pairs = row.reshape(-1), level.reshape(-1), within.reshape(-1)
+    for half, axis in enumerate((3, 2)):
+        step = math.prod(level.shape[axis + 1 :])
+        higher = np.maximum(rows[:-step], rows[step:], out=pairs[:-step])
         higher += np.minimum(columns[:-step], columns[step:])
-        out.reshape(-1)[:-step] = higher
+        np.add(within, first, out=place[half])
     place[0, :, :, :, -1] = nowhere
     place[1, :, :, -1] = nowhere
     return place
 
 
-def _diagonals(counts: Codes, first: Levels, spans: Levels) -> Codes:
+def _counted(places: Places, size: int) -> Counts:
+    """Return how often each of the places 0 to size − 1 is there.
+
+    PyTorch's count and not NumPy's, which lets no other thread work meanwhile.
+    """
+    counts: Counts = torch.bincount(torch.from_numpy(places.reshape(-1)), minlength=size).numpy()
+    return counts
+
+
+def _diagonals(counts: Counts, first: Places, spans: Places) -> Counts:
     """Return how many pairs of each map are of equal levels: the sum of its table's diagonal, 0, 2, 5, 9, ..."""
     starts = np.cumsum(spans) - spans
     level = np.arange(starts[-1] + spans[-1]) - np.repeat(starts, spans)
     diagonal = np.repeat(first, spans) + level * (level + 3) // 2
-    sums: Codes = np.add.reduceat(counts.take(diagonal), starts)
+    sums: Counts = np.add.reduceat(counts.take(diagonal), starts)
     return sums
 
 
-def _entropy(counts: Codes, first: Levels, size: int) -> NDArray[np.float32]:
+def _entropy(counts: Counts, first: Places, size: int) -> NDArray[np.float32]:
     """Return the entropy of each map: ln P − Σ c ln c / P.
 
     Args:
