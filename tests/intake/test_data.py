@@ -492,3 +492,12 @@ def test_grey_images_with_a_channel_axis_have_the_strides_of_their_shape(tmp_pat
     np.savez(tmp_path / "a.npz", images=np.zeros((20, 6, 6, 1), np.uint8), labels=np.arange(20) % 2)
     images = loaded(tmp_path, arrays=tmp_path / "a.npz", mean=(0.5,), std=(0.5,)).train.tensor()
     assert images.stride() == torch.empty(images.shape).stride()
+
+
+@pytest.mark.parametrize(
+    ("shape", "at_once"), [((1, 28, 28), 250), ((3, 32, 32), 250), ((3, 224, 224), 5), ((3, 1024, 1024), 1)]
+)
+def test_large_images_are_evaluated_few_at_a_time(shape: tuple[int, ...], at_once: int) -> None:
+    """The maps of 250 images of 224 x 224 pixels would be gigabytes, asked of the system in every layer anew."""
+    images = ArraySet(images=torch.zeros(1, dtype=torch.uint8).expand(2, *shape), labels=torch.zeros(2).long())
+    assert images.evaluation_batch == at_once

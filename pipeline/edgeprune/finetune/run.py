@@ -28,8 +28,6 @@ from edgeprune.structure import Structure
 if TYPE_CHECKING:
     from edgeprune.intake.config import FinetuneConfig
 
-EVALUATION_BATCH = 250
-
 
 @dataclass(kw_only=True)
 class _State:
@@ -318,6 +316,6 @@ def _accuracy(module: nn.Module, images: ArraySet) -> float:
     """Return top-1 in float32."""
     module.eval()
     right = 0
-    for pixels, labels in images.batches(EVALUATION_BATCH):
+    for pixels, labels in images.batches(images.evaluation_batch):
         right += int((module(pixels.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum())
     return right / len(images)

@@ -24,9 +24,6 @@ MOST_VALIDATION = 5000
 """A share of the training images sets aside at most so many."""
 
 
-ANSWERS_BATCH = 250
-
-
 class Splits:
     """The three splits; the test split opens once.
 
@@ -110,7 +107,7 @@ class Splits:
 @torch.no_grad()  # not inference mode: fine-tuning may learn from them
 def answers(module: torch.nn.Module, images: ArraySet) -> torch.Tensor:
     """Return the class that a module takes each image for, N int64."""
-    return torch.cat([module.eval()(each).argmax(1) for each, _ in images.batches(ANSWERS_BATCH)])
+    return torch.cat([module.eval()(each).argmax(1) for each, _ in images.batches(images.evaluation_batch)])
 
 
 def _check_shape(shape: tuple[int, int, int, int], model: "LoadedModel") -> None:

@@ -1,6 +1,7 @@
 """Labelled images kept as compactly as they came, and normalised one batch at a time."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 Augmentation = Literal["none", "flip", "flip-crop"]
+
+EVALUATED_AT_ONCE, VALUES_AT_ONCE = 250, 250 * 3 * 32 * 32
+"""Images, and values of images, at most in a batch that is only evaluated: of 224 x 224 pixels 250 would ask the system
+for gigabytes of maps anew in every layer, which took two thirds of MobileNetV2's time; the maps of five are reused."""
 
 SHIFT = 8
 """A crop shifts by up to 1/SHIFT of a side: 4 pixels of 32, as for CIFAR in He et al. 2016, section 4.2."""
@@ -40,6 +45,11 @@ class ArraySet:
         """Return channels, height and width of one image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Return how many of these images a forward pass without gradients is given at once."""
+        return max(1, min(EVALUATED_AT_ONCE, VALUES_AT_ONCE // math.prod(self.shape)))
 
     def tensor(self, indices: Tensor | slice | Sequence[int] | None = None) -> Tensor:
         """Return normalised float32 images of these indices, all if none are given, N x C x H x W, a fresh tensor."""

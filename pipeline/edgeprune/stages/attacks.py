@@ -15,7 +15,7 @@ from edgeprune.progress import Stage
 from edgeprune.robustness import Attack, Pixels, robustness
 
 BATCH = 125
-"""Images attacked at once."""
+"""Images attacked at once, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,9 @@ class Attacks:
 
     def survived(self, module: nn.Module, test: ArraySet, stage: Stage) -> Mapping[str, float]:
         """Return attack → share of the images that are classified rightly after it; `stage` counts images."""
-        found = robustness(module, _counted(test.batches(BATCH), stage), self.chosen, self.pixels)
+        found = robustness(
+            module, _counted(test.batches(min(BATCH, test.evaluation_batch)), stage), self.chosen, self.pixels
+        )
         return {name: each.right_attacked / each.images for name, each in found.items()}
 
 

@@ -22,9 +22,6 @@ from edgeprune.stages.units import CALIBRATION_BATCH, repairer
 from edgeprune.target import Target, Tuner
 from edgeprune.trial import Quality
 
-EVALUATION_BATCH = 250
-"""Images in one batch of an accuracy pass."""
-
 ENTROPY_WATCHED, ENTROPY_ALONE = 8, 64
 """Images that the entropy of a candidate is taken over, beside its accuracy and where it decides alone."""
 
@@ -148,7 +145,7 @@ def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
         prepared.model.module,
         prepared.structure,
         prepared.graph,
-        validation=list(validation.batches(EVALUATION_BATCH)),
+        validation=list(validation.batches(validation.evaluation_batch)),
         calibration=calibration,
         recalibrates=recalibrate,
         dtype=PRECISIONS[precision],

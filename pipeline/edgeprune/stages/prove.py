@@ -18,7 +18,7 @@ from edgeprune.measurement import Measurement
 from edgeprune.plan import Plan
 from edgeprune.search.loop import Bench
 from edgeprune.stages.attacks import attacks
-from edgeprune.stages.baseline import EVALUATION_BATCH, final_sampling, look_for_faster_kernels
+from edgeprune.stages.baseline import final_sampling, look_for_faster_kernels
 from edgeprune.stages.prepare import Prepared
 from edgeprune.target import Packager, Target
 from edgeprune.tolerance import tolerances
@@ -152,7 +152,7 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     test: ArraySet = prepared.splits.open_test()
     models, accuracy = {"baseline": prepared.model.module, "result": tuned}, bench.base.evaluator.accuracy
     with prepared.progress.stage("accuracy on test"):
-        facts = {name: accuracy(module, test.batches(EVALUATION_BATCH)) for name, module in models.items()}
+        facts = {name: accuracy(module, test.batches(test.evaluation_batch)) for name, module in models.items()}
     facts |= {"images": len(test), "tested_on": prepared.splits.tested_on, "of": key}
     facts |= _after_attacks(prepared, test, models)
     prepared.ledger.record(prepared.run, "test", facts)
