@@ -39,8 +39,8 @@ from edgeprune.provenance import code_digest, machine, versions
 from edgeprune.run_lock import RunLock
 from edgeprune.search.loop import Done, insist
 from edgeprune.stages.attacks import attacks
+from edgeprune.stages.synthetic_images import synthetic_images
 from edgeprune.structure import Structure, build_structure
-from edgeprune.synthetic import synthesise
 from edgeprune.tolerance import tolerances
 
 SLUG = 20
@@ -130,7 +130,7 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     boards, budget = config.boards(request.target), config.budget.to_budget()
     profile = boards[0]
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
-    model, splits = _dreamt(config, progress) if config.search.data_free else _loaded(config, progress)
+    model, splits = _dreamt(request) if config.search.data_free else _loaded(config, progress)
     chosen = attacks(config, splits).chosen  # what cannot be carried out is refused here as well
     if config.search.method == "paoding" and config.robustness.attacks is None and not chosen:
         progress.note("no attacks: what a pixel is is not known, as the data came normalised or is not there")
@@ -216,14 +216,20 @@ def _loaded(config: Config, progress: Progress) -> tuple[LoadedModel, Splits]:
     return model, splits
 
 
-def _dreamt(config: Config, progress: Progress) -> tuple[LoadedModel, DataFree]:
+def _dreamt(request: Request) -> tuple[LoadedModel, DataFree]:
     """Return the model and images made from it alone: no data set is opened."""
+    config, progress = request.config, request.progress
     with progress.stage("load the model"):
         model = load_model(config.model)
     count = SYNTHETIC + (0 if config.data else UNSEEN)
-    with progress.stage("make synthetic images", total=1.0) as stage:
-        shape, seed = model.input_shape[1:], config.search.seed
-        images = synthesise(model.module, shape, count, seed=seed, advance=stage.advance)
+    images = synthetic_images(
+        model,
+        count,
+        seed=config.search.seed,
+        folder=request.out,
+        progress=progress,
+        fresh=request.fresh,
+    )
     return model, DataFree(model, images[:SYNTHETIC], images[SYNTHETIC:], config.data)
 
 
