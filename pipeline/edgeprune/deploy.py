@@ -9,8 +9,9 @@
 A run lives in ``<out>/<name>.run/``; its bundle is ``<out>/<name>/`` and ``<out>/<name>.tar``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgeprune.budget import Budget
@@ -18,6 +19,7 @@ from edgeprune.errors import NothingFits
 from edgeprune.fleet import open_boards
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.outcome import Outcome
+from edgeprune.progress import Stage
 from edgeprune.search.loop import Bench
 from edgeprune.search.problem import Problem
 from edgeprune.search.settle import settle
@@ -75,8 +77,9 @@ def _checked_winner(
     known: dict[str, float] = prepared.ledger.fact(prepared.run, "missed_once_tuned") or {}
     refused: dict[str, tuple[Trial, float]] = {}
     while True:
-        with seconds.of("settle"), prepared.progress.stage("settle the winner"):
-            winner, last = _next_winner(bench, problem, trials, final_sampling(prepared, bench), refused)
+        with seconds.of("settle"), prepared.progress.stage("settle the winner") as stage:
+            sampling, tell = final_sampling(prepared, bench), partial(_tell, stage)
+            winner, last = _next_winner(bench, problem, trials, sampling, refused, tell)
         if last or winner.plan.digest not in known:
             with seconds.of("finetune"):
                 tuned = tune(prepared, bench, winner, problem, trials, (high for _, high in refused.values()))
@@ -96,15 +99,20 @@ def _next_winner(
     trials: Sequence[Trial],
     sampling: Sampling,
     refused: Mapping[str, tuple[Trial, float]],
+    tell: Callable[[str], None],
 ) -> tuple[Trial, bool]:
     """Return the next winner; and True if nothing else is left, then it is the refused one that missed by least."""
     try:
         highs = {name: high for name, (_, high) in refused.items()}
-        return settle(bench, problem, trials, sampling, highs), False
+        return settle(bench, problem, trials, sampling, highs, tell), False
     except NothingFits:
         if not refused:
             raise
         return min(refused.values(), key=lambda each: each[1])[0], True
+
+
+def _tell(stage: Stage, seen: str) -> None:
+    stage.advance(note=seen)
 
 
 def _highest(budget: Budget, bench: Bench, timing: Measurement) -> float:

@@ -130,7 +130,11 @@ def _keys(outcome: Outcome, about: About) -> list[dict[str, Any]]:
         {"value": speed, "name": "faster", "note": f"{times}{quantities.NBSP}{about.unit}"},
         {"value": quantities.points(after.accuracy - before.accuracy), "name": _tested(outcome), "note": exact},
         {"value": _change(before.parameters, after.parameters), "name": "parameters", "note": sizes},
-        {"value": f"{outcome.measurements}", "name": "measurements", "note": f"for {outcome.trials} candidates"},
+        {
+            "value": f"{outcome.measurements}",
+            "name": "measurements",
+            "note": f"{outcome.trials} candidates; the rest to settle and prove",
+        },
     ]
 
 

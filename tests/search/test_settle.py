@@ -112,6 +112,18 @@ def test_the_winner_is_a_fresh_measurement_under_the_limit() -> None:
     assert set(bench.thresholds[:-1]) == {toy.problem.aim}
 
 
+def test_whoever_waits_hears_of_every_measurement() -> None:
+    """One line for each, the confirmation last, with what was seen beside what is allowed."""
+    toy, bench = (made := resnet()), ToyBench(toy=made)
+    said: list[str] = []
+    settle(bench, toy.problem, searched(toy, 0.25, 0.5, 0.75), SAMPLING, tell=said.append)
+    seen = [*bench.tried, *bench.confirmed]
+    assert [line.partition(": ")[0] for line in said] == [*(f"try {n + 1}" for n in range(len(seen) - 1)), "once more"]
+    assert [
+        f"{high(each):.3f}x of {toy.problem.limit_ratio:.3f}x" in line for each, line in zip(seen, said, strict=True)
+    ]
+
+
 def test_the_winner_is_confirmed_by_samples_that_did_not_choose_it() -> None:
     """One more measurement, not stopped early, of the plan that is returned."""
     toy, bench = (made := resnet()), ToyBench(toy=made)

@@ -10,7 +10,7 @@ samples that did not choose it; what it shows then counts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ def settle(
     trials: Sequence[Trial],
     sampling: Sampling,
     refused: Mapping[str, float] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Trial:
     """Return the trial of the most accurate plan that was seen to fit in two fresh, longer measurements.
 
@@ -59,6 +60,7 @@ def settle(
         trials: of the search, the probe of the narrowest plan included.
         sampling: of the fresh measurements.
         refused: digest of a plan → upper end of its ratio, of winners that missed the budget once fine-tuned.
+        tell: told after each measurement what was seen.
 
     Raises:
         NothingFits: if no plan fits; says how near the nearest came.
@@ -72,7 +74,9 @@ def settle(
     while True:
         while plan is not None and len(settling.settled) < MOST_TRIES + MORE_TRIES * len(settling.unconfirmed):
             fresh = replace(sampling, threshold=settling.limit, seed=SEEDS["settle"])
-            settling.learn(bench.try_plan(plan, "settle", len(settling.settled), sampling=fresh))
+            tried = bench.try_plan(plan, "settle", len(settling.settled), sampling=fresh)
+            settling.learn(tried)
+            tell(f"try {len(settling.settled)}: {_said(tried, problem.limit_ratio)}")
             plan = settling.next_plan()
         winner = settling.winner()
         if winner is None:
@@ -80,6 +84,7 @@ def settle(
         fresh = replace(sampling, threshold=None, seed=SEEDS["confirm"])
         again = bench.try_plan(winner.plan, "confirm", confirmed, sampling=fresh)
         confirmed += 1
+        tell(f"once more: {_said(again, problem.limit_ratio)}")
         high = max(_seen_high(again), (refused or {}).get(winner.plan.digest, 0.0))
         if high <= problem.limit_ratio:
             return winner
@@ -205,6 +210,12 @@ class _Settling:
     def _observe(self, trial: Trial) -> None:
         if trial.measurement is not None:
             self.model.observe(trial.plan.widths, trial.score.terms["latency_ratio"])
+
+
+def _said(trial: Trial, limit: float) -> str:
+    """Return what a fresh measurement showed, for people who wait."""
+    high = _seen_high(trial)
+    return f"at most {high:.3f}x of {limit:.3f}x" if math.isfinite(high) else "could not be measured"
 
 
 def _plan(problem: Problem, widths: Mapping[str, int] | None) -> Plan | None:
