@@ -41,6 +41,15 @@ def test_every_class_is_seen_as_often_as_the_others(norms: bool) -> None:
     assert answers.bincount(minlength=3).tolist() == pytest.approx([16, 16, 16], abs=3)
 
 
+def test_classes_go_on_from_one_batch_to_the_next() -> None:
+    """More classes than a batch has images: those beyond it are asked for as well."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(72, BATCH + 36)).eval()
+    answers = module(synthesise(module, SHAPE, 2 * BATCH, seed=0)).argmax(1)
+    right = answers == torch.arange(2 * BATCH) % (BATCH + 36)
+    assert float(right.float().mean()) > 0.9
+
+
 def test_without_batch_norms_pixels_keep_the_scale_of_normalised_images() -> None:
     images = synthesise(net(norms=False), SHAPE, 32, seed=0)
     assert float(images.square().mean()) == pytest.approx(1.0, abs=0.15)

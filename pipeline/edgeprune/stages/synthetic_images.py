@@ -13,7 +13,7 @@ from edgeprune.errors import CorruptArtifact
 from edgeprune.intake.model import LoadedModel
 from edgeprune.progress import Progress
 from edgeprune.provenance import code_digest, versions
-from edgeprune.synthetic import synthesise
+from edgeprune.synthetic import RECIPE, synthesise
 
 
 def synthetic_images(
@@ -35,7 +35,7 @@ def synthetic_images(
         ConfigError: if the folder cannot be written.
     """
     shape = model.input_shape[1:]
-    identity = digest([model.digest, code_digest(model.module), versions(), list(shape), count, seed])
+    identity = digest([model.digest, code_digest(model.module), versions(), RECIPE, list(shape), count, seed])
     path = folder / f"synthetic-{identity[:16]}.safetensors"
     known = None if fresh else _kept(path, identity, progress)
     if known is not None:
