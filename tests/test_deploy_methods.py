@@ -1,5 +1,6 @@
 """Every method goes from a model to a bundle on the formula; without data nothing is loaded before the end."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,35 @@ def test_a_data_set_that_cannot_be_loaded_stops_a_data_free_run_at_its_last_eval
         run = ledger.runs()[0]
         assert ledger.fact(run, "final_measurement") is not None
         assert ledger.fact(run, "test") is None
+
+
+OPENED: list[bool] = []
+"""For each time that the images' file was opened: whether the final model was written by then."""
+
+
+def note_opened(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(args[0], str | Path) and Path(args[0]).name == "images.npz":
+        OPENED.append(any(Path(args[0]).parent.glob("dist/*.run/model.onnx")))
+
+
+sys.addaudithook(note_opened)
+
+
+def test_a_file_of_images_is_opened_by_the_last_evaluation_alone(config: Path) -> None:
+    """Not even to be hashed. One that is damaged stops the run there, and mended it is all that is left to do."""
+    path = config.parent / "images.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    OPENED.clear()
+    without_data(config, '[data]\narrays = "images.npz"\n')
+    with pytest.raises(DataError):
+        carried_out(config, data_free=True)
+    path.write_bytes(whole)
+    (folder,) = (config.parent / "dist").glob("*.run")
+    outcome = carried_out(config, data_free=True)
+    assert (Path(outcome.run_dir), outcome.tested_on) == (folder, "test images")
+    assert OPENED
+    assert all(OPENED)
 
 
 def test_a_data_free_bundle_is_verified_like_any_other(config: Path) -> None:

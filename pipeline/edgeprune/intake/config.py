@@ -521,8 +521,12 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of every setting that decides what is delivered; see `digest_of`."""
-        return self.digest_of("model", "data", "budget", "search", "space", "finetune", "measure")
+        """Return the SHA-256 of every setting that decides what is delivered; see `digest_of`.
+
+        The data of a data-free run decides nothing, and is not even hashed before its last evaluation.
+        """
+        sections = ("model", "data", "budget", "search", "space", "finetune", "measure")
+        return self.digest_of(*(each for each in sections if each != "data" or not self.search.data_free))
 
     def digest_of(self, *sections: str) -> str:
         """Return the SHA-256 of some sections, files by their content and wherever they lie.

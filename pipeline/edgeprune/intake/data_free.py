@@ -23,7 +23,7 @@ class DataFree:
     Attributes:
         train, validation, calibration: the same synthetic images, normalised floats.
         name: says what they are.
-        digest: of the images and of the name of the data for the last evaluation.
+        digest: of the images, and of how pixels of the data for the last evaluation are normalised.
         labelled: False.
         tested_on: what the last evaluation counts.
     """
@@ -34,9 +34,9 @@ class DataFree:
         """Take synthetic images [N, C, H, W], and others that only the last evaluation sees, if there is no data."""
         self.train = self.validation = self.calibration = _answered(model, images)
         self.name = "synthetic images"
-        self.digest = digest([self.train.digest, "" if settings is None else str(settings)])
         self.tested_on = "test images" if settings else "synthetic images, right is what the unpruned model answers"
         self._model, self._others, self._settings, self._opened = model, others, settings, False
+        self.digest = digest([self.train.digest, *self.normalisation])
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -145,7 +145,7 @@ def _check_parity(
 
 def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: str) -> Mapping[str, Any]:
     """Return accuracy on the test split of the unpruned and the final model: the one place where it is read."""
-    known, key = prepared.ledger.fact(prepared.run, "test"), [sha256, prepared.config.digest_of("robustness")]
+    known, key = prepared.ledger.fact(prepared.run, "test"), [sha256, prepared.config.digest_of("data", "robustness")]
     if known is not None and known["of"] == key:
         return known  # type: ignore[no-any-return]
     facts: dict[str, Any]
