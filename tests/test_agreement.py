@@ -44,3 +44,11 @@ def test_a_teacher_that_always_answers_the_same_is_either_met_or_not() -> None:
     constant = torch.ones(4, 2)
     assert fidelity(constant, constant) == 1.0
     assert fidelity(constant + 0.1, constant) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_never_more_than_one(seed: int) -> None:
+    """However the products round."""
+    logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(seed)) * 3
+    assert 0 <= fidelity(logits * 1.1, logits) <= 1
+    assert fidelity(logits, logits) == pytest.approx(1)

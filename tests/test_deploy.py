@@ -140,6 +140,8 @@ def test_decay_ships_the_widths_it_was_asked_for(widths: str, tmp_path: Path) ->
         assert name not in shapes or shapes[name][0] == change.after  # a branch that is gone has no weights
     settled = [each.plan.widths for each in done(outcome).trials if each.phase == "settle"]
     assert widths == "latency" or kept in settled
+    assert (outcome.importance, outcome.reconstruction) == ("group-norm", "none")  # the host's choice, not the search's
+    assert set(outcome.result.validation) == {"baseline", "tuned"}
 
 
 class StopAfter:
@@ -218,6 +220,13 @@ def test_a_winner_that_misses_once_fine_tuned_gives_way_to_another(
     assert again.outcome.measurements == finished.outcome.measurements + retried + 1  # the refused one was timed too
 
 
+def exhausted(bench: Any, problem: Any, trials: Any, sampling: Any, refused: Any, tell: Any) -> Any:
+    """Settle one winner and no other."""
+    if refused:
+        raise NothingFits("nothing else is left")
+    return settle(bench, problem, trials, sampling, refused, tell)
+
+
 def test_when_nothing_else_is_left_the_plan_that_missed_is_delivered_as_missed(
     finished: Done, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,16 +235,26 @@ def test_when_nothing_else_is_left_the_plan_that_missed_is_delivered_as_missed(
     with Ledger.open(out / Path(finished.outcome.run_dir).name / "ledger.sqlite") as ledger:
         ledger.record(ledger.runs()[-1], "missed_once_tuned", {finished.plan: 0.51})
 
-    def exhausted(bench: Any, problem: Any, trials: Any, sampling: Any, refused: Any) -> Any:
-        if refused:
-            raise NothingFits("nothing else is left")
-        return settle(bench, problem, trials, sampling, refused)
-
     monkeypatch.setattr("edgeprune.deploy.settle", exhausted)
     for _ in range(2):
         again = done(deploy(request(config, out)))
         assert again.plan == finished.plan
         assert Path(again.outcome.bundle).is_dir()
+
+
+def test_widths_picked_anew_after_a_miss_are_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else is left: the same winner again, narrower by what it missed; it is not the run of its checkpoint."""
+    decay = '[finetune.decay]\nsteps = 3\nshare = 0.6\nwidths = "latency"\n[measure]'
+    changes = (("[measure]", decay), ("[finetune]", '[finetune]\nmethod = "decay"'))
+    config, out = tiny_project.write_project(tmp_path / "project", *changes), tmp_path / "dist"
+    first = done(deploy(request(config, out)))
+    (settled,) = {each.plan.digest for each in first.trials if each.phase == "confirm"}
+    with Ledger.open(Path(first.outcome.run_dir) / "ledger.sqlite") as ledger:
+        ledger.record(ledger.runs()[-1], "missed_once_tuned", {settled: 0.65})
+    monkeypatch.setattr("edgeprune.deploy.settle", exhausted)
+    again = deploy(request(config, out))
+    assert again.budget.met
+    assert again.result.macs < first.outcome.result.macs
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------------

@@ -80,6 +80,19 @@ def test_repairs_take_a_reconstruction(tmp_path: Path) -> None:
         loaded(tmp_path, MODEL + DATA, repairs=True)
 
 
+def test_synthetic_images_are_made_for_data_free_runs_alone(tmp_path: Path) -> None:
+    """Else the images of a data set would be called synthetic."""
+    with pytest.raises(ConfigError, match="data_free = true"):
+        loaded(tmp_path, MODEL + DATA, judged_by="synthetic")
+
+
+def test_pairs_take_the_rule_that_finds_them(tmp_path: Path) -> None:
+    """Refused at once: every candidate would fail."""
+    with pytest.raises(ConfigError, match='importance = "paoding"'):
+        loaded(tmp_path, MODEL + DATA, method="paoding", importance="l1")
+    assert loaded(tmp_path, MODEL + DATA, method="paoding", importance="l1", reconstruction="none")
+
+
 def test_the_command_says_what_each_needs_and_where_it_comes_from() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "edgeprune", "methods", "--json"], capture_output=True, text=True, check=True

@@ -164,6 +164,15 @@ def test_re_estimated_statistics_are_the_average_over_batches(module, images) ->
     assert torch.allclose(changed.stem[1].running_var, variances, rtol=1e-4)
 
 
+def test_every_image_counts_the_same_whatever_its_batch() -> None:
+    """A small last batch weighs little, and one of a single image goes with the one before it."""
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2))
+    recalibrate(net, [torch.zeros(128, 2), torch.full((2, 2), 10.0)])
+    assert net[1].running_mean.tolist() == pytest.approx([20 / 130] * 2)
+    recalibrate(net, [torch.zeros(128, 2), torch.full((1, 2), 10.0)])
+    assert net[1].running_mean.tolist() == pytest.approx([10 / 129] * 2)
+
+
 def test_without_batch_norms_there_is_nothing_to_re_estimate() -> None:
     """A net without them is left alone."""
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())

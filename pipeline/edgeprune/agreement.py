@@ -18,4 +18,4 @@ def fidelity(student: Tensor, teacher: Tensor) -> float:
     lengths = float(one.norm() * other.norm())
     if lengths == 0:
         return float(bool((one == other).all()))
-    return max(0.0, float(one @ other) / lengths)
+    return min(1.0, max(0.0, float(one @ other) / lengths))

@@ -198,19 +198,30 @@ def _fused(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Parameter, nn.Pa
 
 
 def recalibrate(module: nn.Module, images: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Re-estimate the running statistics of a model's batch norms in place: plain averages over the images."""
+    """Re-estimate the running statistics of a model's batch norms in place: averages over the images.
+
+    Args:
+        module: left in eval mode.
+        images: batches, each of which counts by its images; a last one of a single image goes with the one before it.
+        dtype: arithmetic of the passes.
+    """
     norms = [each for each in module.modules() if isinstance(each, BATCH_NORMS) and each.track_running_stats]
     if not norms or not images:
         return
+    if len(images) > 1 and len(images[-1]) == 1:
+        images = [*images[:-2], torch.cat([*images[-2:]])]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
     module.eval()
     for norm in norms:
         norm.train()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        seen = 0
         for batch in images:
+            seen += len(batch)
+            for norm in norms:
+                norm.momentum = len(batch) / seen
             module(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -86,6 +86,15 @@ def test_dense_layers_lose_the_same_number_each_step_and_filters_the_same_share(
     assert any(widths["fc1"] / 128 < widths["conv2"] / 64 < 1 for widths in seen)
 
 
+def test_its_steps_are_as_large_as_the_problem_says() -> None:
+    toy = residual_toy(RESNET56, limit=0.5)
+    coarse = replace(toy, problem=replace(toy.problem, step=0.3))
+    steps = [[width_after(full, 0.3, n, dense=False) for full in toy.problem.full.values()] for n in range(12)]
+    rounding = Rounding(toy.problem.space, removal=False)
+    wanted = [rounding.widths(row) for row in rounding.nearest(np.array(steps, dtype=float))]
+    assert all(dict(trial.plan.widths) in wanted for trial in coarse.run(WalkSearch(coarse.problem), 2))
+
+
 def test_after_the_walk_it_spares_what_is_worth_its_latency() -> None:
     """It ends better than the walk alone, within the budget."""
     toy = residual_toy(RESNET56, limit=0.5, contrast=1.5)

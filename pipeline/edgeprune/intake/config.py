@@ -315,6 +315,10 @@ class SearchConfig(Section):
     def _fits_together(self) -> "SearchConfig":
         if self.data_free and self.judged_by != "synthetic":
             raise ValueError('is data_free: keep judged_by = "synthetic"')
+        if self.judged_by == "synthetic" and not self.data_free:
+            raise ValueError("is judged by synthetic images, which are made with data_free = true alone")
+        if self.reconstruction == "pairs" and self.importance != "paoding":
+            raise ValueError('merges pairs, which importance = "paoding" alone finds; set reconstruction = "none"')
         if self.reward.accuracy == self.reward.entropy == 0:
             raise ValueError("rewards neither right answers nor entropy: give search.reward one of them")
         if self.repairs and self.reconstruction in ("none", "pairs"):

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from edgeprune.layer import Layer
+from edgeprune.paoding.schedule import STEP
 from edgeprune.plan import Plan, Space
 from edgeprune.statistics import Interval
 from edgeprune.trial import Trial
@@ -37,6 +38,7 @@ class Problem:
         repairs: a plan also decides, group by group, on the coefficient of the reconstruction.
         repair: coefficients of the plans whose widths alone are given.
         similarity: group → what its units have in common, each number in [0, 1]; for learners that repair.
+        step: share of each layer that one step of a walk takes.
     """
 
     space: Space
@@ -51,6 +53,7 @@ class Problem:
     repairs: bool = False
     repair: Mapping[str, float] = field(default_factory=dict)
     similarity: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    step: float = STEP
 
     @property
     def aim(self) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from edgeprune.latency_model import Array
-from edgeprune.paoding.schedule import STEP, width_after
+from edgeprune.paoding.schedule import width_after
 from edgeprune.plan import Plan
 from edgeprune.search.boundary import boundary, widening
 from edgeprune.search.memory import Memory
@@ -48,11 +48,10 @@ class WalkSearch:
 
     Args:
         problem: what is searched.
-        step: share of each layer that one step of the walk takes.
     """
 
-    def __init__(self, problem: Problem, step: float = STEP) -> None:
-        self._problem, self._step = problem, step
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
         self._rounding = Rounding(problem.space)
         self._memory = Memory(problem)
         self._trials: list[Trial] = []
@@ -97,7 +96,7 @@ class WalkSearch:
         rows = [rounding.full]
         while (rows[-1] > 1).any():
             wished = [
-                width_after(int(full), self._step, len(rows), dense=each)
+                width_after(int(full), self._problem.step, len(rows), dense=each)
                 for full, each in zip(rounding.full, dense, strict=True)
             ]
             rows.append(np.array(wished, dtype=np.float64))

@@ -28,6 +28,7 @@ def outcome_of(
     """Return what a run came to; nothing of it is written yet."""
     trials = prepared.ledger.trials(prepared.run)
     result, metric = _result_facts(prepared, proof), proof.checked.timing.metric
+    importance, reconstruction = chosen_by(prepared.config)
     return Outcome(
         model=prepared.model.name,
         target=prepared.request.target,
@@ -38,8 +39,8 @@ def outcome_of(
         judged_by=prepared.config.search.judged_by,
         tested_on=proof.tested_on,
         finetuning=finetuning(prepared.config),
-        importance=prepared.config.search.importance,
-        reconstruction=prepared.config.search.reconstruction,
+        importance=importance,
+        reconstruction=reconstruction,
         entropy_rank_correlation=prepared.ledger.fact(prepared.run, "entropy_rank_correlation"),
         seed=bench.seed,
         baseline=_baseline_facts(prepared, bench, proof),
@@ -65,6 +66,16 @@ def finetuning(config: Config) -> str:
     if config.search.data_free or settings.epochs == 0 or settings.steps == 0:
         return "none"
     return f"decay by {settings.decay.host}" if settings.method == "decay" else settings.method
+
+
+def chosen_by(config: Config) -> tuple[str, str]:
+    """Return what chose the channels of the delivered model, and how those that stay make up for the others.
+
+    Where channels decay their host chooses, and the network learns to do without: the search chose widths.
+    """
+    if finetuning(config).startswith("decay"):
+        return config.finetune.decay.host, "none"
+    return config.search.importance, config.search.reconstruction
 
 
 def uncounted(graph: onnx.ModelProto) -> list[str]:

@@ -40,6 +40,7 @@ def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
         repairs=repairs,
         repair=units.own_coefficients(prepared) if repairs else {},
         similarity=units.likeness(prepared) if repairs else {},
+        step=prepared.config.search.paoding.step,
     )
 
 

@@ -102,7 +102,7 @@ def prove(prepared: Prepared, bench: Bench, winner: Trial, tuned: "FinetuneResul
         tested_on=test["tested_on"],
         validation={
             "baseline": bench.judge.baseline.accuracy,
-            "cut": winner.quality.accuracy,
+            **({} if tuned.plan else {"cut": winner.quality.accuracy}),  # what decayed was never cut as it was
             "tuned": bench.base.evaluator.judge(tuned.module).accuracy,
         },
         baseline_attacked=test["baseline_attacked"],

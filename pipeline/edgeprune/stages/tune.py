@@ -42,7 +42,9 @@ def tune(
     if prepared.config.search.data_free:
         prepared.progress.note("data-free: nothing is fine-tuned")
         settings = settings.model_copy(update={"steps": 0, "epochs": None, "precision": "fp32"})
-    checkpoint = prepared.folder / f"finetune-{winner.plan.digest[:16]}"
+    anew = settings.method == "decay" and settings.decay.widths == "latency"
+    plan = plan_by_latency(problem, trials, missed) if anew else winner.plan
+    checkpoint = prepared.folder / f"finetune-{digest([winner.plan.digest, plan.widths])[:16]}"
     with prepared.progress.stage("fine-tune", total=1.0) as stage:
         told = _teller(prepared, stage)
         if settings.method == "one-step":
@@ -56,11 +58,10 @@ def tune(
                 origin=digest([prepared.run, winner.plan.digest]),
                 progress=told,
             )
-        anew = settings.decay.widths == "latency"
         return finetune_decaying(
             prepared.model.module,
             prepared.structure,
-            plan_by_latency(problem, trials, missed) if anew else winner.plan,
+            plan,
             splits.train,
             splits.validation,
             settings,
