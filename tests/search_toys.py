@@ -42,8 +42,9 @@ def residual_layers(stages: list[tuple[int, int, int]]) -> tuple[list[Layer], li
 class Toy:
     """A problem and the truth behind it.
 
-    Accuracy is 0.93 · exp(− Σ_g sensitivity_g · (1 − mended · coefficient_g) · (importance lost in g)²), so groups
-    differ in what they are worth, and a repair is worth `mended`.
+    Accuracy is 0.93 · exp(− Σ_g sensitivity_g · (1 − mended · r_g) · (importance lost in g)²), so groups differ in what
+    they are worth, and a repair is worth `mended` at most: r_g = max(0, 1 − 4 (coefficient_g − mended_at)²). A plan
+    without coefficients repairs in full, as the product does.
     Latency is the work of each layer with channels rounded up to `block`, plus a constant, times noise.
     """
 
@@ -54,6 +55,7 @@ class Toy:
     noise: float = 0.0
     broken: frozenset[int] = frozenset()
     mended: float = 0.0
+    mended_at: float = 1.0
     calls: int = field(default=0)
 
     def ratio(self, widths: Mapping[str, int]) -> float:
@@ -69,7 +71,8 @@ class Toy:
     def accuracy(self, widths: Mapping[str, int], repair: Mapping[str, float] | None = None) -> float:
         """Return the true accuracy."""
         lost = {name: 1 - self.problem.kept_importance(name, width) for name, width in widths.items()}
-        left = {name: 1 - self.mended * (repair or {}).get(name, 0.0) for name in lost}
+        off = {name: (repair or {}).get(name, 1.0) - self.mended_at for name in lost}
+        left = {name: 1 - self.mended * max(0.0, 1 - 4 * each**2) for name, each in off.items()}
         return 0.93 * math.exp(-sum(self.sensitivity[name] * left[name] * value**2 for name, value in lost.items()))
 
     def trial(self, plan: Plan, number: int = 0) -> Trial:

@@ -178,22 +178,27 @@ def test_plans_of_a_problem_that_repairs_say_how(strategy: str) -> None:
     assert [each.plan for each in toy.run(make_searcher(strategy, toy.problem), 12)] == [each.plan for each in told]
 
 
-def test_an_agent_of_two_actions_beats_chance_and_the_uniform_plan() -> None:
-    """Over three networks and equal evaluations: it learns widths and how much to repair at once."""
+def test_an_agent_of_two_actions_beats_chance_and_uniform_plans() -> None:
+    """Over three networks and equal evaluations it learns widths and how much to repair at once.
+
+    Uniform plans repair in full, which is not best here. Where it is, they win: there is nothing to learn then.
+    """
 
     def runs(name: str) -> list[list[Trial]]:
         toys = [
-            residual_toy(RESNET56, trials=32, removable=True, contrast=1.5, damage=0.5, seed=seed, mended=0.8)
+            residual_toy(
+                RESNET56, trials=32, removable=True, contrast=1.5, damage=0.5, seed=seed, mended=0.8, mended_at=0.3
+            )
             for seed in range(3)
         ]
-        toys = [replace(toy, problem=replace(toy.problem, repairs=True)) for toy in toys]
+        toys = [replace(toy, problem=replace(toy.problem, repairs=name != "uniform")) for toy in toys]
         return [toy.run(make_searcher(name, toy.problem), 32) for toy in toys]
 
-    learned, drawn = runs("sac"), runs("random")
+    learned, drawn, even = runs("sac"), runs("random"), runs("uniform")
     late, chance = (
         np.mean([each.quality.accuracy for told in made for each in told[-8:]]) for made in (learned, drawn)
     )
     assert late > chance + 0.05
-    best, uniform = np.mean([best_accuracy(told) for told in learned]), np.mean([best_accuracy(t[:1]) for t in learned])
-    assert best > np.mean([best_accuracy(told) for told in drawn])
+    best, random, uniform = (np.mean([best_accuracy(told) for told in made]) for made in (learned, drawn, even))
+    assert best > random
     assert best > uniform
