@@ -78,10 +78,13 @@ def test_without_data_a_method_ends_in_a_bundle_as_well(config: Path, method: st
     assert outcome.result.validation["cut"] == outcome.result.validation["tuned"]
 
 
-def test_a_data_set_that_cannot_be_loaded_stops_a_data_free_run_at_its_last_evaluation(config: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_data_set_that_cannot_be_loaded_stops_a_data_free_run_at_its_last_evaluation(
+    config: Path, method: str
+) -> None:
     """By then everything else was done, so nothing else asked for an image."""
     with pytest.raises(DataError, match="checkpoint server is down"):
-        carried_out(without_data(config, '[data]\nfactory = "net:broken"\n'), data_free=True)
+        carried_out(own(without_data(config, '[data]\nfactory = "net:broken"\n')), method=method, data_free=True)
     (folder,) = (config.parent / "dist").glob("*.run")
     with Ledger.open(folder / "ledger.sqlite", read_only=True) as ledger:
         run = ledger.runs()[0]
