@@ -1,11 +1,13 @@
 """Random search: on the budget, never twice, the same for the same seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from search_toys import RESNET56, best_accuracy, residual_toy
 
 from edgeprune.latency_model import LatencyModel
-from edgeprune.search.random_search import RandomSearch, draw_widths
+from edgeprune.search.random_search import RandomSearch, draw_repair, draw_widths
 from edgeprune.search.uniform import uniform_widths
 
 
@@ -57,3 +59,15 @@ def test_failures_and_impossible_budgets_do_not_stop_it() -> None:
     assert best_accuracy(toy.run(RandomSearch(toy.problem), 20)) > 0
     tight = residual_toy(RESNET56, limit=0.05)
     assert not any(trial.score.feasible for trial in tight.run(RandomSearch(tight.problem), 5))
+
+
+def test_coefficients_are_drawn_from_all_alike_to_anything_goes() -> None:
+    """Also nearly all high and nearly all low, which independent ones never are in a network of many groups."""
+    problem = replace(residual_toy(RESNET56).problem, repairs=True)
+    drawn = [list(draw_repair(problem, np.random.default_rng(seed)).values()) for seed in range(200)]
+    means, spreads = np.mean(drawn, axis=1), np.std(drawn, axis=1)
+    assert len(drawn[0]) == len(problem.full)
+    assert 0 <= np.min(drawn) <= np.max(drawn) <= 1
+    assert means.min() < 0.1 < 0.9 < means.max()
+    assert spreads.min() < 0.05 < 0.4 < spreads.max()
+    assert draw_repair(replace(problem, repairs=False), np.random.default_rng(0)) is None

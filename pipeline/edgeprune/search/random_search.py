@@ -57,10 +57,15 @@ def random_plan(problem: Problem, memory: Memory, rng: np.random.Generator) -> P
 
 
 def draw_repair(problem: Problem, rng: np.random.Generator) -> dict[str, float] | None:
-    """Return a random coefficient for every group, None where a problem does not repair."""
+    """Return coefficients = level + noise, level and spread of the noise drawn as well; None for no repairs.
+
+    Of many independent ones the mean would hardly ever be far from one half.
+    """
     if not problem.repairs:
         return None
-    return dict(zip(problem.full, rng.uniform(size=len(problem.full)).tolist(), strict=True))
+    noise = rng.uniform(0.0, 1.0) * rng.uniform(-1.0, 1.0, len(problem.full))
+    drawn = np.clip(rng.uniform() + noise, 0.0, 1.0)
+    return dict(zip(problem.full, drawn.tolist(), strict=True))
 
 
 def draw_widths(problem: Problem, model: LatencyModel, limit: float, rng: np.random.Generator) -> dict[str, int]:
