@@ -15,6 +15,7 @@ from edgeprune.ledger import Ledger
 from edgeprune.manifest import MANIFEST, read_manifest
 from edgeprune.methods import METHODS
 from edgeprune.outcome import Outcome
+from edgeprune.progress import Silent
 from edgeprune.stages.prepare import Request
 from edgeprune.target import open_target
 from edgeprune.verify import verify
@@ -225,6 +226,59 @@ def test_entropy_is_left_out_where_no_map_has_neighbours(dense: Path) -> None:
     assert outcome.budget.met
     assert outcome.entropy_rank_correlation is None
     assert outcome.finetuning == "one-step"
+
+
+GATED = """
+import torch
+from torch import nn
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.last(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def net():
+    torch.manual_seed(0)
+    return Gated()
+"""
+
+
+class Heard(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def heard(config: Path, **search: Any) -> list[str]:
+    settings = {"finetune.steps": 4, "search.trials": 9, **{f"search.{name}": value for name, value in search.items()}}
+    progress, loaded = Heard(), load_config(config, settings)
+    deploy(Request(config=loaded, target="toy", out=config.parent / "dist", sleep=lambda _: None, progress=progress))
+    return progress.notes
+
+
+def test_what_a_reconstruction_cannot_make_up_for_is_said(config: Path) -> None:
+    """What reads a gated map keeps its weights: the group is pruned plainly, and the user hears of it."""
+    (config.parent / "gated.py").write_text(GATED)
+    changed(own(config), ("net:net", "gated:net"), ('weights = "net.safetensors"\n', ""), ('"0.5x"', '"0.8x"'))
+    (said,) = (each for each in heard(config, method="autodfp") if "made up for" in each)
+    assert said.startswith("local-ridge: what goes is not made up for in second of first (")
+
+
+def test_a_bound_behind_an_assumed_box_is_said_to_be_no_proof(dense: Path) -> None:
+    """The images came normalised, so what a pixel can be is not known."""
+    assert any("bounds are no proof behind 1" in each for each in heard(dense, method="paoding"))
 
 
 def measured(config: Path) -> bool:

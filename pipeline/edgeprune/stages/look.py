@@ -27,6 +27,8 @@ POOR = 0.3
 def pose(prepared: Prepared, bench: Bench, timing: Measurement) -> Problem:
     """Return the search problem: the space, how important every unit is, where the time goes, and the budget."""
     importance, repairs = units.importance(prepared), prepared.config.search.repairs
+    if said := units.left_out(prepared):
+        prepared.progress.note(said)
     return Problem(
         space=prepared.structure.space,
         layers=prepared.structure.layers,

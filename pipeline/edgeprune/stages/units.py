@@ -1,6 +1,6 @@
 """What weights and images say of units: which go first, how alike they are, how those that stay make up for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -59,6 +59,24 @@ def own_coefficients(prepared: Prepared) -> dict[str, float]:
     """Return group → the coefficient that a reconstruction has where nobody decides on one."""
     own = reconstruction.Settings().cosine_weight if prepared.config.search.reconstruction == "merge" else 1.0
     return {group.name: own for group in prepared.structure.space.groups}
+
+
+def left_out(prepared: Prepared) -> str:
+    """Return what a reconstruction does not make up for, or what no bound is proven for; nothing if there is none."""
+    mode = prepared.config.search.reconstruction
+    if mode == "pairs":
+        names = prepared.walk.assumed
+        return f"paoding: bounds are no proof behind {_some(names)}: what comes in there is assumed" if names else ""
+    if mode == "none":
+        return ""
+    kept = reconstruction.unreached(prepared.model.module, prepared.structure)
+    reasons = [f"{reader} of {group} ({why})" for (reader, group), why in kept.items()]
+    return f"{mode}: what goes is not made up for in {_some(reasons)}" if reasons else ""
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def repairer(prepared: Prepared) -> Repair | None:
