@@ -264,12 +264,28 @@ def weights(mode: str, *, coefficients: dict[str, float] | None = None, settings
     return fixed.get_submodule("features.4.0").weight.detach().numpy()
 
 
-def test_a_ridge_without_end_is_plain_pruning() -> None:
+@pytest.mark.parametrize("mode", ["ridge", "local-ridge"])
+def test_a_ridge_without_end_is_plain_pruning_where_nothing_has_a_twin(mode: str) -> None:
     """λ2 → ∞."""
     plain = weights("none")
-    for mode in ("ridge", "local-ridge"):
-        np.testing.assert_allclose(weights(mode, settings=Settings(ridge=1e12)), plain, atol=1e-9)
-        assert not np.allclose(weights(mode), plain, atol=1e-3)
+    np.testing.assert_allclose(weights(mode, settings=Settings(ridge=1e12)), plain, atol=1e-9)
+    assert not np.allclose(weights(mode), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["ridge", "local-ridge"])
+def test_a_ridge_without_end_still_gives_twins_to_their_twins(mode: str) -> None:
+    """What is carried exactly is not penalised: of eight kept channels one alone changes, by its copy's column."""
+    net, _ = made("vgg")
+    structure = prepared("vgg").structure
+    plan = plan_of(structure.space, {"features.2.0": 8})
+    kept = plan.kept["features.2.0"]
+    lost = min(set(range(24)).difference(kept))
+    copy_units(net, structure, "features.2.0", [kept[3]], [lost])
+    fixed = repaired(net, structure, plan, mode=mode, settings=Settings(ridge=1e12))
+    wanted = net.get_submodule("features.4.0").weight.detach().clone()
+    wanted[:, kept[3]] += wanted[:, lost]
+    seen = fixed.get_submodule("features.4.0").weight.detach()
+    np.testing.assert_allclose(seen.numpy(), wanted.numpy(), atol=1e-6)
 
 
 def test_a_ridges_coefficient_is_the_part_of_the_shares_that_is_applied() -> None:
@@ -349,6 +365,16 @@ def test_local_ridge_with_every_kept_unit_is_ridge(rows: np.ndarray) -> None:
     wanted = MODES["ridge"](filters, KEPT, LOST, None, Settings())
     for settings in (Settings(neighbours=9, distance=0.0), Settings(distance=2.0)):
         np.testing.assert_allclose(MODES["local-ridge"](filters, KEPT, LOST, None, settings), wanted, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", ["ridge", "local-ridge"])
+def test_a_twins_share_is_its_scale_whatever_the_penalty(mode: str) -> None:
+    """Unit 1 is 1.5 times unit 0, constant and all; unit 4 is like nobody and, at λ2 → ∞, carried by nobody."""
+    rows = 3 * np.eye(6, 9)[None] + 0.5
+    rows[0, 1] = 1.5 * rows[0, 0]
+    filters = Filters.of(rows, rows[:, :, -1])
+    shares = MODES[mode](filters, KEPT, LOST, None, Settings(ridge=1e12))
+    np.testing.assert_allclose(shares, [[1.5, 0, 0, 0], [0, 0, 0, 0]], atol=1e-9)
 
 
 def test_a_removed_unit_is_shared_within_its_cluster() -> None:

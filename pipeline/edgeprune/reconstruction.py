@@ -45,7 +45,8 @@ class Settings:
         neighbours: kept units that share a removed one whose cluster keeps none (local-ridge).
         distance: cosine distance up to which two units are similar: DBSCAN's eps (local-ridge).
         bias_weight: λ1, how much a difference of means counts beside one of what varies (ridges).
-        ridge: λ2 > 0, penalty on squared shares, relative to the mean variance of the group's units (ridges).
+        ridge: λ2 > 0, penalty on squared shares, relative to the mean variance of the group's units (ridges); exact
+            duplicates are carried whatever it is.
         nonnegative: no share is negative (ridges).
         cosine_weight: λ, how much direction counts beside the constant where a batch norm is folded (merge).
         threshold: least cosine of a merge behind a batch norm.
@@ -241,7 +242,8 @@ def _with_twins(shares: Array, system: Array, kept: Units, lost: Units) -> Array
     """Return the shares with each removed unit that is a positive multiple of a kept one given to that one alone.
 
     Where more units are kept than their filters have dimensions, other combinations make the same filter. Behind a
-    ReLU only the twin makes the same unit.
+    ReLU only the twin makes the same unit. λ2 has no say in it, on purpose: what is carried exactly costs nothing, so
+    at λ2 → ∞ a ridge is plain pruning but for twins.
     """
     pairs = cosines(system)[np.ix_(lost, kept)]
     best = pairs.argmax(1)
