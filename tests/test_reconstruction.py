@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -432,6 +433,28 @@ def test_merge_weighs_direction_against_the_constant() -> None:
     kept, lost = np.array([1, 2]), np.array([0])
     assert MODES["merge"](filters, kept, lost, 1.0, Settings()).nonzero()[1].tolist() == [0]
     assert MODES["merge"](filters, kept, lost, 0.0, Settings()).nonzero()[1].tolist() == [1]
+
+
+def heir(rows: list[list[float]], constants: list[float]) -> int:
+    """Return which of two kept units, both behind a batch norm, the first unit is given to by merge's own λ."""
+    units = len(rows)
+    filters = replace(Filters.of(np.array([rows]), np.array([constants])), normed=True)
+    shares = MODES["merge"](filters, np.arange(1, units), np.array([0]), None, Settings())
+    return int(shares.nonzero()[1].item())
+
+
+def test_what_a_merge_leaves_over_is_counted_in_units_of_the_share() -> None:
+    """Both are parallel, S = 2 and ½, B = −2 and −1.5: |B| / |S| is 1 and 3, so the one whose |B| is more wins."""
+    assert heir([[1.0, 0.0], [0.5, 0.0], [2.0, 0.0]], [0.0, 1.0, 3.0]) == 0
+
+
+def test_gaps_of_constants_are_scaled_from_least_to_largest() -> None:
+    """The gap of two counts as 0 and 1, .15 at λ = .85, whether it is 10 or a tenth and wherever it begins.
+
+    A cosine of .8 costs .17, more than that; one of 12/13 costs .065, less. As they are the gaps say the contrary.
+    """
+    assert heir([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]], [0.0, 0.0, 10.0]) == 1
+    assert heir([[13.0, 0.0], [12.0, 5.0], [13.0, 0.0]], [0.0, 5.0, 5.1]) == 0
 
 
 def test_merge_drops_what_is_like_nothing() -> None:
