@@ -333,16 +333,19 @@ def plain_filters(rows: np.ndarray) -> Filters:
 
 @given(ROWS)
 def test_ridge_is_the_least_squares_of_its_equation(rows: np.ndarray) -> None:
-    """The stacked system [√v f; √λ1 m; √λ2 I], solved by an orthogonal factorisation."""
-    settings = Settings(bias_weight=0.7, ridge=0.05)
+    """The stacked system [√v f; √λ1 m; √λ2 I], solved by an orthogonal factorisation.
+
+    Behind a batch norm, where the mean is not the constant and the variance not the squared length.
+    """
     rows = rows + 3 * np.eye(6, 9)[None]
-    means = rows[:, :, -1] - 0.5
-    spread = (rows**2).sum(2).mean()
-    stacked = np.concatenate([rows[0].T, np.sqrt(0.7) * means]) / np.sqrt(spread)
+    constants, means, variances = rows[:, :, -1] - 0.5, rows[:, :, -2] + 1.0, 0.3 + rows[:, :, -3] ** 2
+    filters = replace(Filters.of(rows, constants), means=means, variances=variances, normed=True)
+    varying, average = rows[0].T / np.sqrt((rows**2).sum(2).mean()), means / np.sqrt(variances.mean())
+    stacked = np.concatenate([varying, np.sqrt(0.7) * average])
     design = np.concatenate([stacked[:, KEPT], np.sqrt(0.05) * np.eye(4)])
     targets = np.concatenate([stacked[:, LOST], np.zeros((4, 2))])
     wanted = np.linalg.lstsq(design, targets, rcond=None)[0].T
-    seen = MODES["ridge"](Filters.of(rows, means), KEPT, LOST, None, settings)
+    seen = MODES["ridge"](filters, KEPT, LOST, None, Settings(bias_weight=0.7, ridge=0.05))
     np.testing.assert_allclose(seen, wanted, atol=1e-8)
 
 
@@ -426,6 +429,40 @@ def test_merge_scales_by_the_exact_algebra_of_neuron_merging(
     assert filters.constants[0, 0] - seen * filters.constants[0, 1] == pytest.approx(left, abs=1e-9)
 
 
+def test_behind_a_batch_norm_a_parallel_pair_is_exact_but_for_its_constant() -> None:
+    """In float64, statistics and eps of a real layer: what the cut net lacks is the reader's column times B.
+
+    The published code swaps p and k in S and takes variances for deviations: either, or both, is off by over a tenth.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 1)).eval()
+        x = torch.randn(2, 3, 6, 6)
+    structure = build_structure(net, x[:1], export(net, x[:1]), multiple=1)
+    net, x = net.double(), x.double()
+    scaled_rows(net[0], 0, 1, 1.7)
+    with torch.no_grad():
+        for name, values in (("weight", (0.6, 1.5)), ("bias", (0.3, -0.2))):
+            net[1].get_parameter(name).copy_(torch.tensor(values))
+        net[1].running_mean.copy_(torch.tensor([0.4, -0.7]))
+        net[1].running_var.copy_(torch.tensor([0.5, 2.0]))
+    scale, shift, mean = (each.detach().numpy() for each in (net[1].weight, net[1].bias, net[1].running_mean))
+    sigma = np.sqrt(net[1].running_var.numpy() + net[1].eps)
+
+    def constant(sigma: np.ndarray) -> float:
+        """Return B."""
+        return scale[0] / sigma[0] * (1.7 * (mean[1] - sigma[1] * shift[1] / scale[1]) - mean[0]) + shift[0]
+
+    plan = Plan(kept={"0": (1,)})
+    cut = cut_module(repaired(net, structure, plan, mode="merge"), structure, plan)
+    column, units = net[2].weight[:, 0].detach().numpy(), run_module(net[:2], x)
+    lacks = run_module(net, x) - run_module(cut, x)
+    np.testing.assert_allclose(lacks, np.broadcast_to(column * constant(sigma), lacks.shape), atol=1e-12)
+    for power, spread in ((-1, sigma), (1, sigma**2), (-1, sigma**2)):
+        share = 1.7 * (scale[0] / scale[1] * spread[1] / spread[0]) ** power
+        assert np.abs(share * units[:, 1] + constant(spread) - units[:, 0]).max() > 0.1
+
+
 def test_merge_weighs_direction_against_the_constant() -> None:
     """Unit 0 points like 1 and has the constant of 2: λ = 1 takes the one, λ = 0 the other."""
     filters = Filters.of(np.array([[[1.0, 0.0], [1.0, 0.1], [1.0, 0.5]]]), np.array([[0.5, 3.0, 0.5]]))
@@ -464,6 +501,17 @@ def test_merge_drops_what_is_like_nothing() -> None:
     assert not MODES["merge"](filters, kept, lost, None, Settings()).any()
     seen = MODES["merge"](filters, kept, lost, None, Settings(plain_threshold=-1.0))
     np.testing.assert_allclose(seen, [[1 / 2**0.5]])
+
+
+def test_merge_weighs_and_refuses_as_the_published_settings_do() -> None:
+    """λ = .85; of plain filters cosines from .45 on are merged, behind a batch norm from .1 on."""
+    assert Settings().cosine_weight == 0.85
+    for least, normed in ((0.45, False), (0.1, True)):
+        for cosine, merged in ((least - 0.01, 0), (least + 0.01, 1)):
+            rows = np.array([[[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)]]])
+            filters = replace(Filters.of(rows, np.zeros((1, 2))), normed=normed)
+            shares = MODES["merge"](filters, np.array([1]), np.array([0]), None, Settings())
+            np.testing.assert_allclose(shares, [[merged]])
 
 
 @pytest.mark.parametrize("mode", MODES)
