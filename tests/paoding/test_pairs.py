@@ -82,6 +82,13 @@ def test_entropy_by_hand() -> None:
     assert found == pytest.approx(-(3 * 0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
 
 
+def test_intervals_are_alike_from_nine_tenths_on() -> None:
+    """[0, 10] is 0.905 like [0, 8.1] and 0.895 like [0, 7.9]: one kind, and two."""
+    assert similarity(intervals((0, 10), (0, 8.1)))[0, 1] == pytest.approx(0.905)
+    assert entropy(intervals((0, 10), (0, 8.1))) == 0
+    assert entropy(intervals((0, 10), (0, 7.9))) == pytest.approx(np.log(2))
+
+
 def test_entropy_of_outputs_that_all_differ() -> None:
     """p = 1 / o for each: ln o. It is a sum over outputs, so shares in between make it larger."""
     assert entropy(intervals((0, 1), (0, 10), (0, 100), (0, 1000))) == pytest.approx(np.log(4))
