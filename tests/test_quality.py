@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - everybody calls it F
 
 from edgeprune import entropy
-from edgeprune.cut import cut_module
+from edgeprune.cut import cut_module, mask_module
 from edgeprune.export import export
 from edgeprune.plan import Plan
 from edgeprune.quality import Evaluator, convolution_batch_norms, fastest_dtype, folded, recalibrate, recorded
@@ -261,6 +261,30 @@ def test_entropy_is_the_mean_over_the_convolutions_of_the_folded_model(
     ]
     assert len(means) == 3
     assert judge.quality(structure.space.full()).entropy == pytest.approx(sum(means) / 3, rel=1e-5)
+
+
+def test_dead_channels_do_not_count_and_ranges_are_the_unpruned_models(
+    module, structure, graph, images, labels
+) -> None:
+    """By hand, from the masked model: it has all the channels, and those the plan removes are 0 everywhere."""
+    judge = evaluator(module, structure, graph, images, labels, entropy_images=8, recalibrates=False)
+    plan = plan_of(structure, conv1=8, **{"stem.0": 12})
+    kept = {"stem.0": plan.kept["stem.0"], "conv1": plan.kept["conv1"], "conv2": plan.kept["stem.0"]}
+    whole, means, with_dead = convolution_maps(module, graph, images), [], []
+    for name, maps in convolution_maps(mask_module(module, structure, plan), graph, images).items():
+        entropies = entropy.spatial_entropy(maps, float(whole[name].min()), float(whole[name].max()))
+        means.append(float(entropies[:, list(kept[name])].mean()))
+        with_dead.append(float(entropies[:, list(kept[name])].sum(1).mean()) / maps.shape[1])
+    assert judge.quality(plan).entropy == pytest.approx(sum(means) / 3, rel=1e-5)
+    assert sum(with_dead) < 0.8 * sum(means)
+
+
+def convolution_maps(module: nn.Module, graph, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what each convolution of the folded model makes of the probe."""
+    fast = folded(module, convolution_batch_norms(graph))
+    with recorded(fast, lambda layer: isinstance(layer, nn.Conv2d)) as seen, torch.inference_mode():
+        fast(images[:8] * 1.5 + 0.2)
+    return seen
 
 
 def test_a_removed_branch_has_no_entropy_of_its_own(module, structure, graph, images, labels) -> None:
