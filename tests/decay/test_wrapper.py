@@ -1,7 +1,7 @@
 """What the Decay Pruning Method promises: lengths, directions, releases, totals, and everybody else left alone."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -140,6 +140,58 @@ def test_all_others_are_updated_bit_for_bit_as_ever(make: Callable[..., torch.op
         assert others.all() or not torch.equal(mine[~others], parameter.detach()[~others])
         compared += int(others.sum())
     assert compared > 100
+
+
+@pytest.mark.parametrize("make", [sgd, adam])
+@pytest.mark.parametrize("host", HOST_NAMES)
+def test_all_others_are_updated_bit_for_bit_in_the_midst_of_it(
+    host: HostName, make: Callable[..., torch.optim.Optimizer]
+) -> None:
+    """Flat, with full momentum, before, during and after the decay of others: as by an optimiser that knows of none.
+
+    Where a unit goes, its readers and what is remembered of it go along; the rest is compared in that step as well.
+    """
+    ready = rig("resnet", host, make=make, phase=30, steps=6, rounds=2, lead=3, sparsity=0.0)
+    roster, compared = ready.optimiser.roster, []
+    for step in range(32):
+        ready.backward(step)
+        wanted = plainly(ready, make)
+        before, releases = roster.decaying, roster.releases
+        ready.optimiser.step()
+        touched = elements(ready, before | roster.decaying | (roster.releases > releases))
+        others = ~touched & (ready.units.mask(roster.removed) == 1)
+        for name, values in remembered(ready.optimiser.inner, both_parts(ready)).items():
+            assert torch.equal(values[others], wanted[name][others]), (step, name)
+        compared.append((bool(before.any()), bool(roster.removed.any()), int(others.sum())))
+    assert ready.optimiser.done
+    assert ready.optimiser.released > 0
+    assert {each[:2] for each in compared} == {(False, False), (True, False), (True, True), (False, True)}
+    assert min(count for *_, count in compared) > 0.1 * len(ready.units.flat.values)
+
+
+def plainly(ready: Rig, make: Callable[..., torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return what a plain optimiser, with the same numbers behind it, makes of the flat parts and remembers."""
+    parts = [nn.Parameter(each.detach().clone()) for each in both_parts(ready)]
+    for mine, theirs in zip(parts, both_parts(ready), strict=True):
+        mine.grad = theirs.grad.clone()
+    plain = make(parts)
+    plain.load_state_dict(copy.deepcopy(ready.optimiser.inner.state_dict()))
+    plain.step()
+    return remembered(plain, parts)
+
+
+def remembered(optimiser: torch.optim.Optimizer, parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return the values of parts and all that is remembered of each of them, flat."""
+    found = [{"value": each.detach()} | optimiser.state[each] for each in parts]
+    return {name: torch.cat([each[name] for each in found]) for name in found[0] if found[0][name].dim()}
+
+
+def elements(ready: Rig, units: Tensor) -> Tensor:
+    """Return which elements of the flat parts are of these units' vectors."""
+    found = torch.zeros_like(ready.units.flat.values, dtype=torch.bool)
+    for bucket in ready.units.flat.buckets:
+        bucket.of(found).copy_(units[ready.units.owner[bucket.numbers], None])
+    return found
 
 
 @pytest.mark.parametrize("host", HOST_NAMES)
