@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.decay.hosts import HostName
+from edgeprune.decay.settings import DecaySettings
 from edgeprune.errors import ConfigError, PlanError
+
+N = DecaySettings.steps
+"""Of the settings that nobody touched."""
 
 
 def adam(parameters: object) -> torch.optim.Optimizer:
@@ -302,6 +306,63 @@ def test_a_released_unit_rests_and_another_takes_its_place() -> None:
         planted(ready, 1.0, 1.0, 1.0)
     assert ready.optimiser.done
     assert ready.optimiser.plan(ready.structure).widths == ready.plan.widths
+
+
+def stubborn(phase: int) -> Rig:
+    """Return a net that loses a quarter of two groups, whose turn comes again and again if everyone resists.
+
+    The groups are no neighbours: what reads a unit goes with it, and is part of the units that a neighbour makes.
+    """
+    return rig(
+        "vgg",
+        plan=plan_of(prepared("vgg").structure.space, {"features.0.0": 12, "features.4.0": 12}),
+        make=lambda each: torch.optim.SGD(each, lr=0.01),
+        phase=phase,
+        steps=N,
+        t_len=0.0,
+    )
+
+
+def test_a_released_unit_rests_for_as_long_as_a_decay_takes() -> None:
+    """Not taken in the N steps after its release, and in the next if it is its turn."""
+    ready = stubborn(phase=6 * N)
+    roster, rested = ready.optimiser.roster, ready.units.nothing[:-1] + torch.inf
+    shortest = torch.inf
+    for _ in range(3 * N):
+        released = planted(ready, -1.0, 50.0, 1.0)
+        taken = released | roster.decaying[:-1]
+        shortest = min(shortest, float(torch.where(taken, rested, torch.inf).min()))
+        rested = torch.where(released, 0.0, rested + 1)
+    assert shortest == N
+
+
+def test_a_unit_is_released_twice_and_no_more() -> None:
+    """However often it would be: the third time it goes."""
+    ready = stubborn(phase=6 * N)
+    for _ in range(6 * N):
+        planted(ready, -1.0, 50.0, 1.0)
+    releases, removed = ready.optimiser.roster.releases, ready.optimiser.roster.removed
+    assert ready.optimiser.done
+    assert int(releases.max()) == 2
+    assert int(releases[removed].min()) == 2
+
+
+def test_a_unit_that_begins_again_falls_from_the_length_it_has_then() -> None:
+    """L (1 − n/N) with the L of its last beginning, and a release here leaves it half as long again as it was."""
+    ready = stubborn(phase=6 * N)
+    roster, start = ready.optimiser.roster, torch.zeros(ready.units.count, dtype=torch.float64)
+    n, longer, at = torch.zeros_like(start), torch.zeros_like(start), ready.lengths()
+    for _ in range(6 * N):
+        idle = ~roster.decaying[:-1]
+        planted(ready, -1.0, 50.0, 1.0)
+        decaying = roster.decaying[:-1]
+        begins = decaying & idle
+        longer = torch.where(begins & (start > 0), at / start, longer)
+        start, n = torch.where(begins, at, start), torch.where(begins, 0, n) + decaying
+        at = ready.lengths()
+        assert torch.allclose(at[decaying], (start * (1 - n / N))[decaying], rtol=1e-6, atol=0)
+    assert ready.optimiser.done
+    assert int((roster.removed[:-1] & (longer > 1.4)).sum()) > 3
 
 
 @pytest.mark.parametrize("host", HOST_NAMES)
