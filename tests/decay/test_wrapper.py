@@ -239,22 +239,44 @@ def planted(ready: Rig, sign: float, strength: float, others: float) -> Tensor:
     return (roster.releases > before)[:-1]
 
 
-def begun(**settings: object) -> Rig:
-    """Return a net whose units have just begun to decay, under SGD without momentum."""
-    ready = rig("vgg", make=lambda each: torch.optim.SGD(each, lr=0.01), phase=400, steps=100, **settings)  # type: ignore[arg-type]
+def begun(host: HostName = "group-norm", momentum: float = 0.0, **settings: object) -> Rig:
+    """Return a net whose units have just begun to decay, under SGD without weight decay."""
+
+    def make(parameters: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.01, momentum=momentum)  # type: ignore[arg-type]
+
+    ready = rig("resnet" if host == "gates" else "vgg", host, make=make, phase=400, steps=100, **settings)  # type: ignore[arg-type]
     planted(ready, 0.0, 0.0, 0.0)
     assert bool(ready.optimiser.roster.decaying.any())
     return ready
 
 
 @pytest.mark.parametrize("rate", ["measured", "per-rate", "cosine"])
-def test_a_unit_that_descent_wants_longer_is_released(rate: str) -> None:
-    """A gradient −c·x with a large c; with +c·x never."""
-    resisting, yielding = begun(rate=rate, t_rate=1e-3), begun(rate=rate, t_rate=1e-3)
-    decaying = resisting.optimiser.roster.decaying[:-1].clone()
-    assert torch.equal(planted(resisting, -1.0, 50.0, 1.0), decaying)
-    for _ in range(5):
-        assert not bool(planted(yielding, 1.0, 50.0, 1.0).any())
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("host", HOST_NAMES)
+def test_a_unit_that_descent_wants_longer_is_released(host: HostName, momentum: float, rate: str) -> None:
+    """A gradient −c·x with a large c."""
+    ready = begun(host, momentum, rate=rate, t_rate=1e-3)
+    decaying = ready.optimiser.roster.decaying[:-1].clone()
+    assert torch.equal(planted(ready, -1.0, 50.0, 1.0), decaying)
+
+
+@pytest.mark.parametrize("rate", ["measured", "per-rate", "cosine"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("host", HOST_NAMES)
+def test_a_unit_that_descent_wants_shorter_goes_in_one_decay(host: HostName, momentum: float, rate: str) -> None:
+    """A gradient +c·x until n = N: no release at any length, whatever momentum holds of longer days.
+
+    C_rate alone decides, and c is too small for momentum to overshoot zero.
+    """
+    ready = begun(host, momentum, rate=rate, t_len=0.0)
+    roster = ready.optimiser.roster
+    for n in range(2, 101):
+        assert int(roster.decaying.sum()) == sum(ready.units.losses.values())
+        assert not bool(planted(ready, 1.0, 1.0, 1.0).any())
+        assert int(roster.n[roster.decaying | roster.removed].min()) == n
+    assert ready.optimiser.done
+    assert ready.optimiser.released == 0
 
 
 def test_a_threshold_of_the_rate_blocks_a_release() -> None:
