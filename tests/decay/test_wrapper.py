@@ -54,6 +54,21 @@ def test_lengths_are_kept_over_rounds_and_optimisers() -> None:
 
 
 @pytest.mark.parametrize("host", HOST_NAMES)
+def test_lengths_hold_in_the_step_in_which_neighbours_go(host: HostName) -> None:
+    """The slices that read what goes are part of units that still decay, in rounds that overlap."""
+    ready = rig("resnet", host, phase=40, steps=10, rounds=4, rectify=False)
+    roster, overlaps = ready.optimiser.roster, 0
+    for step in range(40):
+        removed = int(roster.removed.sum())
+        ready.run(1, first=step)
+        decaying = roster.decaying[:-1]
+        wanted = (roster.initial * (1 - roster.n / 10))[:-1].double()
+        assert torch.allclose(ready.lengths()[decaying], wanted[decaying], rtol=1e-6, atol=0)
+        overlaps += int(roster.removed.sum()) > removed and bool(decaying.any())
+    assert overlaps == 3
+
+
+@pytest.mark.parametrize("host", HOST_NAMES)
 def test_directions_are_the_optimiser_s(host: HostName) -> None:
     """A decaying unit points where the inner step alone would have it point."""
     ready, plain = rig("resnet", host, rectify=False, sparsity=0.0), rig("resnet", host, sparsity=0.0)
