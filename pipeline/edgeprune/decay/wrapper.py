@@ -206,8 +206,20 @@ class DecayOptimiser:
         if bool(gone.any()):
             self.roster.remove(gone)
             self._note_removed()
+            self._cut()
             self._units.silence_means(self.roster.removed)
             self._clear_momentum()
+
+    def _cut(self) -> None:
+        """Set what is gone to zero; who loses slices that read it and still decays gets the prescribed length back.
+
+        Left short, it would seem to have shrunk of itself in the next step, which hides resistance.
+        """
+        assert self._mask is not None
+        units, roster = self._units, self.roster
+        units.flat.values.mul_(self._mask)
+        after = units.lengths(units.flat.values)
+        units.scale(torch.where(roster.decaying, factor(after, roster.length), 1.0))
 
     def _note_removed(self) -> None:
         removed = self.roster.removed
