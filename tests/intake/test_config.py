@@ -98,6 +98,7 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
         ('[finetune]\nmethod = "decay"\nsteps = 0\n', 'finetune has method "decay" and no step to decay in'),
         ('[finetune.decay]\nhost = "lottery"\n', "should be 'group-norm', 'gates' or 'half-space'"),
         ("[finetune.decay]\nshare = 1.5\n", "finetune.decay.share is 1.5, should be less than or equal to 1"),
+        ("[finetune.decay]\ncooldown = 19\n", "finetune.decay has cooldown 19; a released channel rests"),
         ("[finetune.decay]\nt_lens = 1\n", "did you mean finetune.decay.t_len?"),
         ("[measure]\nsessions_min = 9\n", "measure has sessions_min 9 above sessions_max 6"),
     ],

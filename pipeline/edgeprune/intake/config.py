@@ -353,7 +353,7 @@ class DecayConfig(Section):
         t_rate, t_len: thresholds of resistance and of the gradient's length beside the other channels of its group.
         rate: what `t_rate` is compared with: the measured growth, that over the learning rate, or a cosine.
         releases: how often one channel may be released.
-        cooldown: steps after its release in which a channel is not taken again; None: `steps`.
+        cooldown: steps after its release in which a channel is not taken again, at least `steps`; None: `steps`.
         sparsity: strength of the host's own penalty; None: 0 for group-norm, 0.001 for the others.
         widths: "plan": those of the search's winner; "latency": picked anew by importance per millisecond saved.
     """
@@ -371,6 +371,14 @@ class DecayConfig(Section):
     cooldown: Annotated[int, BeforeValidator(_not_a_claim), Field(ge=0)] | None = None
     sparsity: NotNegative | None = None
     widths: Literal["plan", "latency"] = "plan"
+
+    @model_validator(mode="after")
+    def _rests_long_enough(self) -> "DecayConfig":
+        if self.cooldown is not None and self.cooldown < self.steps:
+            raise ValueError(
+                f"has cooldown {self.cooldown}; a released channel rests for its {self.steps} steps at least"
+            )
+        return self
 
 
 class FinetuneConfig(Section):
