@@ -295,9 +295,15 @@ def test_attacks_on_pixels_that_nobody_knows_are_refused_before_anything_is_meas
     assert not (config.parent / "dist").exists()
 
 
-def test_a_rule_that_reads_images_is_refused_without_data(config: Path) -> None:
+def test_a_rule_that_reads_images_is_refused_before_synthetic_ones_are_made(config: Path) -> None:
     with pytest.raises(ConfigError, match="taylor"):
         carried_out(without_data(config), data_free=True, importance="taylor")
+    assert not (config.parent / "dist").exists()
+
+
+def test_an_unknown_rule_is_refused_before_anything_is_loaded(config: Path) -> None:
+    with pytest.raises(ConfigError, match="'magnitude' is unknown"):
+        carried_out(without_data(config, '[data]\nfactory = "net:broken"\n'), importance="magnitude")
 
 
 def test_a_reward_of_entropy_alone_chooses_by_entropy(config: Path) -> None:

@@ -9,6 +9,6 @@ Every rule gives each class of coupled channels one number, made from all member
 """
 
 from edgeprune.importance.needs import Given, Needs
-from edgeprune.importance.rules import RULES, Rule, check_needs, ranking, unit_importance
+from edgeprune.importance.rules import RULES, Rule, check_at_hand, check_needs, ranking, unit_importance
 
-__all__ = ["RULES", "Given", "Needs", "Rule", "check_needs", "ranking", "unit_importance"]
+__all__ = ["RULES", "Given", "Needs", "Rule", "check_at_hand", "check_needs", "ranking", "unit_importance"]

@@ -81,6 +81,20 @@ def check_needs(rule: str, module: nn.Module, structure: Structure, *, images: b
         images, labels: whether there are any.
 
     Raises:
+        ConfigError: as `check_at_hand`, or naming the groups and how to go on.
+    """
+    check_at_hand(rule, images=images, labels=labels)
+    if RULES[rule].needs.batch_norms:
+        _check_batch_norms(rule, module, structure)
+
+
+def check_at_hand(rule: str, *, images: bool, labels: bool) -> None:
+    """Refuse a rule that no model could make up for, before one is loaded.
+
+    Args:
+        images, labels: whether there are any.
+
+    Raises:
         ConfigError: if the rule is unknown, or naming what it needs and how to go on.
     """
     if rule not in RULES:
@@ -88,8 +102,6 @@ def check_needs(rule: str, module: nn.Module, structure: Structure, *, images: b
     needs = RULES[rule].needs
     if (needs.labels and not labels) or (needs.images and not images):
         raise _refused(rule, f"it needs {needs}, and there are none")
-    if needs.batch_norms:
-        _check_batch_norms(rule, module, structure)
 
 
 def _check_batch_norms(rule: str, module: nn.Module, structure: Structure) -> None:

@@ -23,7 +23,7 @@ from edgeprune.errors import ConfigError, DataError, LedgerError, NothingFits
 from edgeprune.evaluate import write_graph
 from edgeprune.export import export
 from edgeprune.finetune import check_decaying
-from edgeprune.importance import check_needs
+from edgeprune.importance import check_at_hand, check_needs
 from edgeprune.intake.config import Config, SearchConfig
 from edgeprune.intake.data import Splits, load_data
 from edgeprune.intake.data_free import DataFree
@@ -130,6 +130,9 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
     boards, budget = config.boards(request.target), config.budget.to_budget()
     profile = boards[0]
     tolerances(profile, 1.0)  # a precision that cannot be proven is refused before anything is loaded
+    looks, rule = not config.search.data_free, config.search.importance
+    if rule != "paoding":
+        check_at_hand(rule, images=looks, labels=looks)
     model, splits = _dreamt(request) if config.search.data_free else _loaded(config, progress)
     chosen = attacks(config, splits).chosen  # what cannot be carried out is refused here as well
     if config.search.method == "paoding" and config.robustness.attacks is None and not chosen:
@@ -147,7 +150,6 @@ def prepare(request: Request, stack: ExitStack) -> Prepared:
         graph, baseline = _exported(model.module, example[:1], folder, ledger, run)
     with progress.stage("find channel groups"):
         structure = find_structure(config, profile, model.module, example, graph)
-        looks, rule = not config.search.data_free, config.search.importance
         if rule != "paoding":
             check_needs(rule, model.module, structure, images=looks, labels=looks)
     _check_entropy(config.search, structure, progress)
