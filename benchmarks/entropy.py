@@ -3,9 +3,9 @@
     [EDGEPRUNE_DATA=<folder>] python benchmarks/entropy.py [--images 256] [--threads 2] [--out FILE.json]
 
 Batches of 64, in turn: the forward pass (float32, inference mode; as the model is, and with batch norms folded and
-channels last, as the evaluator runs it), then the entropy of all 57 maps, counted as `edgeprune.entropy` does and as
-it did before: one number for each pair in a 64-bit table of all pairs of levels, looked up again for every pair. Both
-must agree. Weights and images are the trained ones if the data is there, else random.
+channels last, as the evaluator runs it), then the entropy of all 55 convolutions' maps, counted as
+`edgeprune.entropy` does and as it did before: one number for each pair in a 64-bit table of all pairs of levels, looked
+up again for every pair. Both must agree. Weights and images are the trained ones if the data is there, else random.
 
 The aim: counting takes at most 1.5 times the forward pass.
 """

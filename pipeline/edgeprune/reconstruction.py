@@ -189,11 +189,11 @@ def _constant_gaps(constants: Array, kept: Units, lost: Units, scales: Array) ->
 def ridge(filters: Filters, kept: Units, lost: Units, coefficient: float | None, settings: Settings) -> Array:
     """Return shares of each removed unit in all kept ones (after LBYL, arXiv 2502.08474, re-derived).
 
-    s_p = argmin v ‖f_p − Σ s_k f_k‖² + λ1 (m_p − Σ s_k m_k)² + λ2 ‖s‖², in closed form. With λ1 = 1 and λ2 = 0 that
-    is the expected squared error over inputs that vary by v and independently of one another. Two choices are ours:
-    m is the unit's mean over the training data, which a batch norm keeps as β, and not the constant c that is left
-    when the inputs are zero, and v = mean γ² / mean ‖f‖² puts both terms in one unit. On networks whose inputs are far
-    from zero mean the constant says little (a trial is in docs/methods/reconstruction.md).
+    s_p = argmin v ‖f_p − Σ s_k f_k‖² + λ1 (m_p − Σ s_k m_k)² + λ2 mean γ² ‖s‖², in closed form. With λ1 = 1 and λ2 = 0
+    that is the expected squared error over inputs that vary by v and independently of one another. Two choices are
+    ours: m is the unit's mean over the training data, which a batch norm keeps as β, and not the constant c that is
+    left when the inputs are zero, and v = mean γ² / mean ‖f‖² puts both terms in one unit. On networks whose inputs
+    are far from zero mean the constant says little (a trial is in docs/methods/reconstruction.md).
     """
     system = _system(filters, settings)
     shares = _solved(system[np.ix_(kept, kept)], system[np.ix_(kept, lost)], settings).T
