@@ -5,7 +5,8 @@
 Random plans are cut, repaired by local-ridge and their batch norms re-estimated on synthetic images; then each judge
 gives its number, and the true one is top-1 on test images that no judge saw. Once plans of every cost are drawn, and
 once those of half of the multiply-accumulates, give or take 3 %: a search compares plans of one latency, and there
-"smaller is worse" is no longer worth anything. Judges:
+"smaller is worse" is no longer worth anything. The accuracy of each plan is taken twice more, with batch norms as they
+were and re-estimated on training images. Judges:
 
     synthetic fidelity      cosine of logits with the unpruned model's on synthetic images (`--data-free`)
     synthetic agreement     share of synthetic images answered alike
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,13 @@ from edgeprune.export import export
 from edgeprune.importance import ranking, unit_importance
 from edgeprune.plan import Plan
 from edgeprune.quality import Evaluator
-from edgeprune.reconstruction import repaired
+from edgeprune.reconstruction import Settings, repaired
 from edgeprune.structure import build_structure
 from edgeprune.synthetic import synthesise
 
 OUT = Path(__file__).parents[1] / "results/papers/judges.json"
 JUDGES = ("synthetic fidelity", "synthetic agreement", "teacher", "low entropy", "macs")
+ACCURACIES = ("accuracy, statistics as they were", "accuracy, statistics of images", "accuracy")
 BANDS = {"every cost": (0.2, 0.95), "half the cost": (0.47, 0.53)}
 BATCH = 64
 DRAWS, CONFIDENCE = 2000, (0.025, 0.975)
@@ -63,9 +66,11 @@ class Bench:
         graph = export(net, example)
         self.structure = proven(net, example, build_structure(net, example, graph, multiple=1))
         self.order = ranking(unit_importance(net, self.structure, "group-norm", ()))
+        started = time.monotonic()
         made = synthesise(net, shape, synthetic, seed=0)
+        self.made_s = time.monotonic() - started
 
-        def judge(x: Tensor, y: Tensor, by: str, calibration: Tensor) -> Evaluator:
+        def judge(x: Tensor, y: Tensor, by: str, calibration: Tensor, *, recalibrates: bool = True) -> Evaluator:
             return Evaluator(
                 net,
                 self.structure,
@@ -76,11 +81,13 @@ class Bench:
                 dtype=torch.float32,
                 judged_by=by,
                 repair=lambda plan: repaired(net, self.structure, plan, mode="local-ridge"),
+                recalibrates=recalibrates,
             )
 
         unlabelled, unknown = subject.calibration, torch.zeros(len(subject.calibration), dtype=torch.int64)
         nobody = torch.zeros(synthetic, dtype=torch.int64)
         self.true = judge(subject.images, subject.labels, "labels", unlabelled)
+        self.as_cut = judge(subject.images, subject.labels, "labels", unlabelled, recalibrates=False)
         self.teacher = judge(unlabelled, unknown, "teacher", unlabelled)
         self.fidelity = judge(made, nobody, "synthetic", made)
         self.agreement = judge(made, nobody, "teacher", made)
@@ -111,6 +118,8 @@ class Bench:
         assert true.entropy is not None
         return {
             "accuracy": true.accuracy,
+            "accuracy, statistics as they were": self.as_cut.quality(plan).accuracy,
+            "accuracy, statistics of images": self.true.quality(plan).accuracy,
             "synthetic fidelity": self.fidelity.judge(module).accuracy,
             "synthetic agreement": self.agreement.judge(module).accuracy,
             "teacher": self.teacher.judge(module).accuracy,
@@ -135,13 +144,15 @@ def correlations(seen: list[Seen]) -> dict[str, tuple[float, float, float]]:
 
 def table(cells: list[Seen]) -> str:
     """Return a line for each network and band."""
-    lines = ["| network | plans | accuracy % | " + " | ".join(JUDGES) + " |", "| --- " * (3 + len(JUDGES)) + "|"]
+    heads = ("network", "plans", "accuracy %", "mean: as they were, of images, synthetic", *JUDGES)
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for network, band in dict.fromkeys((each["network"], each["band"]) for each in cells):
         mine = [each for each in cells if (each["network"], each["band"]) == (network, band)]
         found = correlations(mine)
         reach = [100 * quantile([each["accuracy"] for each in mine], share) for share in (0, 1)]
         said = " | ".join(f"{found[name][0]:+.2f} ({found[name][1]:+.2f} to {found[name][2]:+.2f})" for name in JUDGES)
-        lines.append(f"| {network} | {len(mine)} of {band} | {reach[0]:.0f} to {reach[1]:.0f} | {said} |")
+        means = ", ".join(f"{100 * np.mean([each[name] for each in mine]):.1f}" for name in ACCURACIES)
+        lines.append(f"| {network} | {len(mine)} of {band} | {reach[0]:.0f} to {reach[1]:.0f} | {means} | {said} |")
     return "\n".join(lines)
 
 
@@ -160,9 +171,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     chosen = parser.parse_args()
-    cells: list[Seen] = json.loads(chosen.out.read_text())["plans"] if chosen.out.is_file() else []
+    known = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {"plans": []}
+    cells, made_s = known["plans"], known.get("made_s", {})
     for network in [] if chosen.table else chosen.only:
         bench = Bench(network, chosen.images, chosen.synthetic)
+        made_s[network] = bench.made_s
         for band, limits in BANDS.items():
             random = np.random.default_rng(0)
             for number in range(chosen.plans):
@@ -170,7 +183,8 @@ def main() -> None:
                 name = {"network": network, "band": band, "plan": number}
                 if not any(all(each[key] == value for key, value in name.items()) for each in cells):
                     cells.append({**name, **bench.seen(plan, cost)})
-                    raw_results.keep(chosen.out, {**raw_results.about(), "plans": cells})
+                    facts = {"distance": Settings().distance, "made_s": made_s}
+                    raw_results.keep(chosen.out, {**raw_results.about(), **facts, "plans": cells})
     print(table(cells))
 
 
