@@ -13,7 +13,8 @@ from edgeprune import entropy
 from edgeprune.cut import cut_module, mask_module
 from edgeprune.export import export
 from edgeprune.plan import Plan
-from edgeprune.quality import Evaluator, convolution_batch_norms, fastest_dtype, folded, recalibrate, recorded
+from edgeprune.quality import Evaluator, convolution_batch_norms, fastest_dtype, folded, recorded
+from edgeprune.recalibration import recalibrate, shift_statistics
 from edgeprune.structure import Structure, build_structure
 
 LABELLED, CALIBRATION = 96, 32
@@ -105,6 +106,20 @@ def test_a_cut_plan_is_as_accurate_as_the_cut_module_in_a_plain_loop(module, str
     assert judge.quality(plan).accuracy == pytest.approx(plain_accuracy(by_hand.eval(), images, labels))
 
 
+def test_foreign_images_tell_what_cutting_changes_alone(module, structure, graph, images, labels) -> None:
+    """The statistics of a candidate are the unpruned model's, moved as far as cutting moves them on the images."""
+    judge = evaluator(module, structure, graph, images, labels, foreign=True)
+    plan, seen = plan_of(structure, conv1=8), copy.deepcopy(module)
+    calibration = [images[:CALIBRATION] * 1.5 + 0.2]
+    recalibrate(seen, calibration)
+    by_hand = cut_module(module, structure, plan)
+    shift_statistics(by_hand, calibration, cut_module(seen, structure, plan))
+    found = judge.candidate(plan)
+    assert torch.allclose(found.bn2.running_mean, by_hand.bn2.running_mean, atol=1e-5)
+    assert torch.allclose(found.bn2.running_var, by_hand.bn2.running_var, rtol=1e-4)
+    assert torch.allclose(found.stem[1].running_mean, module.stem[1].running_mean, atol=1e-5)  # before what is cut
+
+
 def test_bfloat16_is_named_and_near(module, structure, graph, images, labels) -> None:
     """The arithmetic is an attribute, and costs a few images at most."""
     judge = evaluator(module, structure, graph, images, labels, dtype=torch.bfloat16)
@@ -134,51 +149,6 @@ def test_the_faster_arithmetic_is_chosen() -> None:
     images = torch.zeros(2, 1, 4, 4)
     assert fastest_dtype(lambda: Dawdler(torch.float32), images) == torch.bfloat16
     assert fastest_dtype(lambda: Dawdler(torch.bfloat16), images) == torch.float32
-
-
-# -- re-estimating ---------------------------------------------------------------------------------------------------
-
-
-def test_re_estimating_changes_running_statistics_and_nothing_else(module, images) -> None:
-    """Parameters, modes and momenta stay, also those that are not PyTorch's default."""
-    changed = copy.deepcopy(module)
-    recalibrate(changed, [images[:16], images[16:32]])
-    statistics = {"running_mean", "running_var", "num_batches_tracked"}
-    for name, value in module.state_dict().items():
-        same = torch.equal(changed.state_dict()[name], value)
-        assert same != (name.rpartition(".")[2] in statistics), name
-    assert [each.momentum for each in changed.modules() if isinstance(each, nn.BatchNorm2d)] == [0.03, None, 0.1]
-    assert not any(each.training for each in changed.modules())
-
-
-def test_re_estimated_statistics_are_the_average_over_batches(module, images) -> None:
-    """For the first batch norm they can be computed by hand: mean of means, mean of unbiased variances."""
-    changed = copy.deepcopy(module)
-    batches = [images[:16], images[16:32]]
-    recalibrate(changed, batches)
-    with torch.no_grad():
-        maps = [module.stem[0](each) for each in batches]
-    means = torch.stack([each.mean((0, 2, 3)) for each in maps]).mean(0)
-    variances = torch.stack([each.transpose(0, 1).flatten(1).var(1) for each in maps]).mean(0)
-    assert torch.allclose(changed.stem[1].running_mean, means, atol=1e-5)
-    assert torch.allclose(changed.stem[1].running_var, variances, rtol=1e-4)
-
-
-def test_every_image_counts_the_same_whatever_its_batch() -> None:
-    """A small last batch weighs little, and one of a single image goes with the one before it."""
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2))
-    recalibrate(net, [torch.zeros(128, 2), torch.full((2, 2), 10.0)])
-    assert net[1].running_mean.tolist() == pytest.approx([20 / 130] * 2)
-    recalibrate(net, [torch.zeros(128, 2), torch.full((1, 2), 10.0)])
-    assert net[1].running_mean.tolist() == pytest.approx([10 / 129] * 2)
-
-
-def test_without_batch_norms_there_is_nothing_to_re_estimate() -> None:
-    """A net without them is left alone."""
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
-    before = copy.deepcopy(net.state_dict())
-    recalibrate(net, [torch.ones(1, 1, 2, 2)])
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 # -- folding ---------------------------------------------------------------------------------------------------------

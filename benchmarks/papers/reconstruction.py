@@ -42,7 +42,8 @@ from edgeprune.cut import cut_module, proven
 from edgeprune.export import export
 from edgeprune.importance import unit_importance
 from edgeprune.plan import Plan
-from edgeprune.quality import convolution_batch_norms, folded, recalibrate
+from edgeprune.quality import convolution_batch_norms, folded
+from edgeprune.recalibration import recalibrate
 from edgeprune.reconstruction import MODES, Settings, repaired
 from edgeprune.structure import Structure, build_structure
 

@@ -17,9 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edgeprune import entropy
 from edgeprune.agreement import fidelity
-from edgeprune.coupling import CONVOLUTIONS
+from edgeprune.coupling import BATCH_NORMS, CONVOLUTIONS
 from edgeprune.cut import cut_module
 from edgeprune.plan import Plan
+from edgeprune.recalibration import recalibrate, shift_statistics
 from edgeprune.structure import Structure
 from edgeprune.trial import Quality
 
@@ -29,8 +30,6 @@ FOLDING_PROBE = 4
 
 FOLDING_TOLERANCE = 1e-3
 """Largest difference that folding may make, relative to the largest logit."""
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Evaluator:
@@ -48,6 +47,8 @@ class Evaluator:
             "synthetic": its logits, the images being synthetic.
         repair: plan → the module in its unpruned shapes, kept channels making up for those that will be cut.
         recalibrates: re-estimate the batch norms of candidates on the calibration images.
+        foreign: the calibration images are not of the kind that the model's own statistics are of: look only at what
+            cutting changes, see `shift_statistics`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Evaluator:
         judged_by: str = "labels",
         repair: Callable[[Plan], nn.Module] | None = None,
         recalibrates: bool = True,
+        foreign: bool = False,
     ) -> None:
         self._module, self._structure, self._judged_by, self._repair = module, structure, judged_by, repair
         self._recalibrates = recalibrates
@@ -70,6 +72,7 @@ class Evaluator:
         self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
         self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
         self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
+        self._seen_whole = self._recalibrated_copy() if recalibrates and foreign else None
         self._validation = [(x.to(self.dtype, memory_format=_layout(x)), y) for x, y in validation]
         self._wanted = None if judged_by == "labels" else self._logits(folded(module, self._pairs))
         self._ranges = self._activation_ranges() if self._probe is not None else {}
@@ -82,8 +85,18 @@ class Evaluator:
         """Return the cut model, repaired and its batch norms re-estimated if that is wanted, fp32, eval mode."""
         module = cut_module(self._repair(plan) if self._repair else self._module, self._structure, plan)
         if self._recalibrates and plan != self._structure.space.full():
-            recalibrate(module, self._calibration, self.dtype)
+            if self._seen_whole is None:
+                recalibrate(module, self._calibration, self.dtype)
+            else:
+                unpruned = cut_module(self._seen_whole, self._structure, plan)
+                shift_statistics(module, self._calibration, unpruned, self.dtype)
         return module.eval()
+
+    def _recalibrated_copy(self) -> nn.Module:
+        """Return the unpruned model with the statistics of the calibration images."""
+        module = copy.deepcopy(self._module)
+        recalibrate(module, self._calibration, self.dtype)
+        return module
 
     def judge(self, module: nn.Module) -> Quality:
         """Return accuracy, or nearness to the unpruned model, and entropy of a (cut) model."""
@@ -195,37 +208,6 @@ def _fused(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Parameter, nn.Pa
     return fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-
-
-def recalibrate(module: nn.Module, images: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Re-estimate the running statistics of a model's batch norms in place: averages over the images.
-
-    Args:
-        module: left in eval mode.
-        images: batches, each of which counts by its images; a last one of a single image goes with the one before it.
-        dtype: arithmetic of the passes.
-    """
-    norms = [each for each in module.modules() if isinstance(each, BATCH_NORMS) and each.track_running_stats]
-    if not norms or not images:
-        return
-    if len(images) > 1 and len(images[-1]) == 1:
-        images = [*images[:-2], torch.cat([*images[-2:]])]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-    module.eval()
-    for norm in norms:
-        norm.train()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        seen = 0
-        for batch in images:
-            seen += len(batch)
-            for norm in norms:
-                norm.momentum = len(batch) / seen
-            module(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    module.eval()
 
 
 @contextmanager

@@ -140,14 +140,14 @@ def _limit_ratio(budget: Budget, baseline: Measurement) -> float:
 def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
     validation = prepared.splits.validation.first(prepared.config.search.validation_images)
     calibration = [images for images, _ in prepared.splits.calibration.batches(CALIBRATION_BATCH)]
-    recalibrate = prepared.config.search.recalibrate
     return Evaluator(
         prepared.model.module,
         prepared.structure,
         prepared.graph,
         validation=list(validation.batches(validation.evaluation_batch)),
         calibration=calibration,
-        recalibrates=recalibrate,
+        recalibrates=prepared.config.search.recalibrate,
+        foreign=prepared.config.search.data_free,
         dtype=PRECISIONS[precision],
         judged_by=prepared.config.search.judged_by,
         repair=repairer(prepared),
