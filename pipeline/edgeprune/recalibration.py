@@ -53,8 +53,8 @@ def shift_statistics(
 
     where those on the right are of the images. What is wrong with the images is in both and drops out: a model of
     which nothing was cut keeps its statistics. Ours; the difference of two estimates from the same draws is known in
-    statistics as a control variate. With 128 synthetic images it is worth 10 to 30 points of accuracy against
-    averaging over them (docs/methods/synthetic.md).
+    statistics as a control variate. With 128 synthetic images it is worth 12 to 18 points of accuracy against
+    averaging over them, on average over random plans (docs/methods/synthetic.md).
 
     Args:
         module: cut, its running statistics those of the unpruned model; left in eval mode.
