@@ -301,6 +301,17 @@ def test_a_rule_that_reads_images_is_refused_before_synthetic_ones_are_made(conf
     assert not (config.parent / "dist").exists()
 
 
+def test_a_data_set_for_the_end_leaves_the_synthetic_images_as_they_are(config: Path) -> None:
+    """Those that a search looks at are made once, whether the last evaluation sees data or more of them."""
+    carried_out(without_data(config, '[data]\narrays = "images.npz"\n'), method="autodfp", data_free=True)
+    (made,) = (config.parent / "dist").glob("synthetic-*")
+    outcome = carried_out(changed(config, ('[data]\narrays = "images.npz"\n', "")), method="autodfp", data_free=True)
+    assert {made}.issubset(found := set((config.parent / "dist").glob("synthetic-*")))
+    assert len(found) == 2
+    assert "no accuracy" in Path(outcome.report).read_text()
+    assert "agreement" in (Path(outcome.bundle) / "README.txt").read_text()
+
+
 def test_an_unknown_rule_is_refused_before_anything_is_loaded(config: Path) -> None:
     with pytest.raises(ConfigError, match="'magnitude' is unknown"):
         carried_out(without_data(config, '[data]\nfactory = "net:broken"\n'), importance="magnitude")

@@ -10,8 +10,8 @@ Target "host" is this CPU, measured. Target "macs" is a formula: its ratios are 
 nothing is timed.
 
 On the CIFAR networks the arms of autodfp run with --data-free: candidates are judged, and their batch norms moved by
-what cutting changes, on synthetic images. Of the network with 1,000 classes these would have to be too many; there candidates
-are judged by the unpruned model's answers to unlabelled images, and batch norms keep their statistics.
+what cutting changes, on synthetic images. Of the network with 1,000 classes these would have to be too many; there
+candidates are judged by the unpruned model's answers to unlabelled images, and batch norms keep their statistics.
 """
 
 import argparse

@@ -37,7 +37,7 @@ from edgeprune.manifest import (
     seal,
 )
 from edgeprune.measurement import Measurement
-from edgeprune.outcome import ModelFacts, Outcome
+from edgeprune.outcome import ModelFacts, Outcome, counted
 from edgeprune.parity_vectors import batch, stacked, to_npy
 from edgeprune.plan import Plan
 from edgeprune.profile import Profile, load_profile, profile_names
@@ -367,6 +367,7 @@ def _readme(contents: BundleContents) -> str:
         source="an emulator" if emulated else "the device",
         budget=outcome.budget.summary(contents.measurement.metric),
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        counted=counted(outcome.tested_on),
         before=_accuracy(outcome.baseline),
         after=_accuracy(outcome.result),
         images=f"{outcome.result.test_images:,} {outcome.tested_on}",
@@ -399,7 +400,7 @@ _README = """\
     target          {target}
     budget          {budget}
     latency ratio   {ratio} of the unpruned network, {confidence} interval, by {source}
-    accuracy        {before} before, {after} after
+    {counted:<15} {before} before, {after} after
                     on {images}; 95% interval of what as many others could show
     input           {preprocessing}
 

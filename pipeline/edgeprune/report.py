@@ -21,7 +21,7 @@ from edgeprune.errors import ConfigError, LedgerError
 from edgeprune.ledger import Incident, Ledger
 from edgeprune.measurement import Measurement
 from edgeprune.outcome import Outcome, runtime_line
-from edgeprune.report_sections import comparison, figures, listed, timing, verdict
+from edgeprune.report_sections import comparison, figures, last_look, listed, timing, verdict
 from edgeprune.report_subject import about, seen
 from edgeprune.svg import clean
 from edgeprune.trial import Trial
@@ -132,6 +132,7 @@ def render(
         about=subject,
         verdict=verdict(outcome, rows, subject),
         comparison=comparison(outcome, subject) if outcome else [],
+        last_look=last_look(outcome) if outcome else "",
         figures=figures(outcome, rows, subject),
         timing=timing(final_measurement, baseline_measurement, subject),
         trials=[listed(each) for each in rows],

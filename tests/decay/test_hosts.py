@@ -78,7 +78,7 @@ def test_without_sparsity_a_host_adds_nothing(host: HostName) -> None:
 def test_hosts_that_do_not_apply_say_so() -> None:
     """A group without batch norm has no gates; one that a sigmoid follows is not zero-invariant."""
     net, structure = loud()
-    with pytest.raises(ConfigError, match="the gates host cannot close group '0'") as caught:
+    with pytest.raises(ConfigError, match="the gates host cannot silence group '0'") as caught:
         check_host("gates", net, structure)
     assert "no batch norm" in caught.value.why
     with pytest.raises(ConfigError, match="zero-invariant groups, and '0' is none") as caught:

@@ -40,7 +40,7 @@ def write(path: Path, *, labels: bool) -> Path:
 
 
 def test_its_images_are_answered_by_the_model(model: LoadedModel, images: torch.Tensor) -> None:
-    splits = DataFree(model, images, images + 1, None)
+    splits = DataFree(model, images, images + 1)
     assert torch.equal(splits.validation.labels, model.module(images).argmax(1))
     assert not splits.labelled
     assert not splits.validation.labelled
@@ -50,7 +50,7 @@ def test_its_images_are_answered_by_the_model(model: LoadedModel, images: torch.
 def test_without_a_data_set_the_last_evaluation_sees_other_synthetic_images(
     model: LoadedModel, images: torch.Tensor
 ) -> None:
-    splits = DataFree(model, images, images + 1, None)
+    splits = DataFree(model, images, images + 1)
     test = splits.open_test()
     assert torch.equal(test.images, images + 1)
     assert torch.equal(test.labels, model.module(images + 1).argmax(1))
@@ -63,7 +63,7 @@ def test_the_data_set_is_opened_by_the_last_evaluation_alone(
     model: LoadedModel, images: torch.Tensor, tmp_path: Path
 ) -> None:
     """Until then it need not even be there."""
-    splits = DataFree(model, images, images + 1, config(tmp_path / "later.npz"))
+    splits = DataFree(model, images, config(tmp_path / "later.npz"))
     assert splits.normalisation == ((0.5,), (0.25,))
     assert splits.digest
     write(tmp_path / "later.npz", labels=True)
@@ -76,7 +76,7 @@ def test_the_data_set_is_opened_by_the_last_evaluation_alone(
 def test_a_data_set_that_is_not_there_is_told_when_it_is_opened(
     model: LoadedModel, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    splits = DataFree(model, images, images, config(tmp_path / "never.npz"))
+    splits = DataFree(model, images, config(tmp_path / "never.npz"))
     with pytest.raises(DataError, match="missing"):
         splits.open_test()
 

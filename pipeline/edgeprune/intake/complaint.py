@@ -21,7 +21,10 @@ def config_error(
         flags: dotted names of the settings that were given as flags, not by `source`.
     """
     complaints = error.errors(include_url=False)
-    lines = [_line(each, root) + (" (given as a flag)" if _is_flag(each["loc"], flags) else "") for each in complaints]
+    whole = "what is asked for" if flags else "the file"
+    lines = [
+        _line(each, root, whole) + (" (given as a flag)" if _is_flag(each["loc"], flags) else "") for each in complaints
+    ]
     if all(_is_flag(each["loc"], flags) for each in complaints):
         source = "the command line"
     count = f"{len(lines)} settings" if len(lines) > 1 else "a setting"
@@ -38,8 +41,8 @@ def _is_flag(location: Location, flags: Collection[str]) -> bool:
     return any(path.startswith(f"{flag}.") or f"{flag}.".startswith(path) for flag in flags)
 
 
-def _line(each: ErrorDetails, root: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in each["loc"]) or "the file"
+def _line(each: ErrorDetails, root: type[BaseModel], whole: str) -> str:
+    path = ".".join(str(part) for part in each["loc"]) or whole
     if each["type"] == "extra_forbidden":
         return f"{path} is unknown; {_suggestion(each['loc'], root)}"
     if each["type"] == "missing":

@@ -274,8 +274,8 @@ class SearchConfig(Section):
         repairs: the searcher decides, for each group, on the coefficient of the reconstruction as well.
         judged_by: labels of validation images, the unpruned model's answers to them, or its answers to synthetic ones.
         data_free: look at no image before the last evaluation; there is no fine-tuning.
-        recalibrate: re-estimate the batch norms of candidates: averages over training images, or, if data_free, moved by
-            what cutting changes on synthetic ones.
+        recalibrate: re-estimate the batch norms of candidates: averages over training images, or, if data_free, moved
+            by what cutting changes on synthetic ones.
         trials: candidates to measure.
         seed: of every random choice of the searcher.
         time_limit_s: seconds after which the best plan so far is taken; None: all trials.
@@ -323,7 +323,10 @@ class SearchConfig(Section):
         if self.reward.accuracy == self.reward.entropy == 0:
             raise ValueError("rewards neither right answers nor entropy: give search.reward one of them")
         if self.repairs and self.reconstruction in ("none", "pairs"):
-            raise ValueError('decides on repairs; set reconstruction to "merge", "ridge" or "local-ridge"')
+            raise ValueError(
+                "decides on repairs, and nothing is repaired; set repairs = false, or reconstruction to "
+                '"merge", "ridge" or "local-ridge"'
+            )
         return self
 
 

@@ -30,8 +30,9 @@ class DataFree:
 
     labelled = False
 
-    def __init__(self, model: "LoadedModel", images: Tensor, others: Tensor, settings: "DataConfig | None") -> None:
-        """Take synthetic images [N, C, H, W], and others that only the last evaluation sees, if there is no data."""
+    def __init__(self, model: "LoadedModel", images: Tensor, last: "Tensor | DataConfig") -> None:
+        """Take synthetic images [N, C, H, W], and what the last evaluation sees: others, or the data set."""
+        settings, others = (None, last) if isinstance(last, Tensor) else (last, None)
         self.train = self.validation = self.calibration = _answered(model, images)
         self.name = "synthetic images"
         self.tested_on = "test images" if settings else "synthetic images, right is what the unpruned model answers"
@@ -57,8 +58,9 @@ class DataFree:
         if self._opened:
             raise EdgepruneError("the test split was opened twice", why="it is read once, when every choice is made")
         self._opened = True
-        if self._settings is None:
+        if self._others is not None:
             return _answered(self._model, self._others)
+        assert self._settings is not None
         splits = load_data(self._settings)
         splits.check_fit(self._model)
         splits.answered_by(self._model)

@@ -188,11 +188,6 @@ def merit_of(trial: Trial) -> float:
     return trial.score.terms["merit"]
 
 
-def _accuracy(trial: Trial) -> float:
-    assert trial.quality is not None
-    return trial.quality.accuracy
-
-
 def _ratio(trial: Trial) -> float:
     return trial.score.terms["latency_ratio"]
 
@@ -200,4 +195,6 @@ def _ratio(trial: Trial) -> float:
 def _summary(best: Trial | None) -> str:
     if best is None:
         return "nothing fits yet"
-    return f"best {100 * _accuracy(best):.1f} % at {_ratio(best):.3f}x"
+    assert best.quality is not None
+    name = {"labels": "", "teacher": " agreement", "synthetic": " fidelity"}[best.quality.judged_by]
+    return f"best{name} {100 * best.quality.accuracy:.1f} % at {_ratio(best):.3f}x"

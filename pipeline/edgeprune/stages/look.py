@@ -79,12 +79,21 @@ def _say_how_entropy_went(prepared: Prepared, trials: Sequence[Trial]) -> None:
         return
     prepared.ledger.record(prepared.run, "entropy_rank_correlation", seen)
     judge = JUDGES[prepared.config.search.judged_by]
-    text = f"rank correlation of low entropy with {judge}, {len(trials)} candidates: {seen:+.2f}"
-    prepared.progress.note(text)
+    text = f"rank correlation of low entropy with {judge} among {len(trials)} candidates: {seen:+.2f}"
+    prepared.progress.note(f"{text} (1: orderly is right, 0: says nothing; entropy weighs {weights.entropy:g})")
     if seen < POOR and weights.entropy >= weights.accuracy:
         notes = prepared.ledger.fact(prepared.run, "notes") or {}
-        warning = f"{text}; entropy says little here: raise search.reward.accuracy, or set search.reward.entropy = 0"
+        warning = f"{text}; entropy says little here: {_instead(prepared)}"
         prepared.ledger.record(prepared.run, "notes", {**notes, "entropy": warning})
+
+
+def _instead(prepared: Prepared) -> str:
+    """Return what to judge by where entropy is no good."""
+    if prepared.config.search.data_free:
+        return "take --method autodfp --data-free"
+    if prepared.splits.labelled:
+        return "take --method amc"
+    return 'take --method amc with search.judged_by = "teacher", agreement with the unpruned model'
 
 
 def entropy_agrees(trials: Sequence[Trial]) -> float | None:

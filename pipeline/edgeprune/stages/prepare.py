@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,9 @@ SLUG = 20
 
 SYNTHETIC, UNSEEN = 128, 64
 """Images that a data-free run makes to judge by, and others for its last evaluation if there is no data."""
+
+UNSEEN_SEED = 1_000_003
+"""Added to the seed of the search for those others."""
 
 LEDGER, LOCK = "ledger.sqlite", "ledger.sqlite.lock"
 
@@ -177,8 +180,13 @@ def _walk_ahead(prepared: Prepared) -> None:
     """Make the walk now: a mode that does not apply is refused before anything is measured."""
     with prepared.progress.stage("walk through the layers"):
         taken = prepared.walk.taken
-    if prepared.config.search.paoding.mode == "auto" and set(taken.values()) == {"scale"}:
+    search = prepared.config.search
+    if search.paoding.mode == "auto" and set(taken.values()) == {"scale"}:
         prepared.progress.note("paoding: no dense layers to merge in pairs, so all goes by magnitude (mode scale)")
+    if search.reconstruction != "pairs" and "scale" not in set(taken.values()):
+        prepared.progress.note(
+            f"paoding: no pairs are merged, as search.reconstruction is {search.reconstruction}; its order alone counts"
+        )
 
 
 def _check_entropy(search: SearchConfig, structure: Structure, progress: Progress) -> None:
@@ -223,16 +231,12 @@ def _dreamt(request: Request) -> tuple[LoadedModel, DataFree]:
     config, progress = request.config, request.progress
     with progress.stage("load the model"):
         model = load_model(config.model)
-    count = SYNTHETIC + (0 if config.data else UNSEEN)
-    images = synthetic_images(
-        model,
-        count,
-        seed=config.search.seed,
-        folder=request.out,
-        progress=progress,
-        fresh=request.fresh,
-    )
-    return model, DataFree(model, images[:SYNTHETIC], images[SYNTHETIC:], config.data)
+    made = partial(synthetic_images, model, folder=request.out, progress=progress, fresh=request.fresh)
+    images = made(SYNTHETIC, seed=config.search.seed)
+    if config.data:
+        return model, DataFree(model, images, config.data)
+    others = made(UNSEEN, seed=config.search.seed + UNSEEN_SEED, what="synthetic images for the last evaluation")
+    return model, DataFree(model, images, others)
 
 
 def _check_unlabelled(splits: Splits, search: SearchConfig) -> None:

@@ -15,6 +15,7 @@ from edgeprune.errors import ParityFailed
 from edgeprune.evaluate import write_graph
 from edgeprune.intake.images import ArraySet
 from edgeprune.measurement import Measurement
+from edgeprune.outcome import counted
 from edgeprune.plan import Plan
 from edgeprune.search.loop import Bench
 from edgeprune.stages.attacks import attacks
@@ -151,12 +152,17 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     facts: dict[str, Any]
     test: ArraySet = prepared.splits.open_test()
     models, accuracy = {"baseline": prepared.model.module, "result": tuned}, bench.base.evaluator.accuracy
-    with prepared.progress.stage("accuracy on test"):
+    with prepared.progress.stage(_last_look(prepared.splits.tested_on)):
         facts = {name: accuracy(module, test.batches(test.evaluation_batch)) for name, module in models.items()}
     facts |= {"images": len(test), "tested_on": prepared.splits.tested_on, "of": key}
     facts |= _after_attacks(prepared, test, models)
     prepared.ledger.record(prepared.run, "test", facts)
     return facts
+
+
+def _last_look(tested_on: str) -> str:
+    """Return what the last evaluation is called, for people who wait."""
+    return f"{counted(tested_on)} on {tested_on.partition(',')[0]}"
 
 
 def _after_attacks(prepared: Prepared, test: ArraySet, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:

@@ -17,7 +17,14 @@ from edgeprune.synthetic import RECIPE, synthesise
 
 
 def synthetic_images(
-    model: LoadedModel, count: int, *, seed: int, folder: Path, progress: Progress, fresh: bool = False
+    model: LoadedModel,
+    count: int,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    what: str = "synthetic images",
+    fresh: bool = False,
 ) -> Tensor:
     """Return images [count, C, H, W], float32, made from a model alone, or those that an earlier run made.
 
@@ -27,6 +34,7 @@ def synthetic_images(
         seed: of the noise that they begin as.
         folder: where they are kept.
         progress: told how far the making is, or that there is nothing to make.
+        what: they are called there.
         fresh: make them in any case.
 
     Raises:
@@ -37,16 +45,16 @@ def synthetic_images(
     shape = model.input_shape[1:]
     identity = digest([model.digest, code_digest(model.module), versions(), RECIPE, list(shape), count, seed])
     path = folder / f"synthetic-{identity[:16]}.safetensors"
-    known = None if fresh else _kept(path, identity, progress)
+    known = None if fresh else _kept(path, identity, what, progress)
     if known is not None:
         return known
-    with progress.stage("make synthetic images", total=1.0) as stage:
+    with progress.stage(f"make {what}", total=1.0) as stage:
         images = synthesise(model.module, shape, count, seed=seed, advance=stage.advance)
     Checkpoint(identity=identity, facts={}, tensors={"images": images}).write(path)
     return images
 
 
-def _kept(path: Path, identity: str, progress: Progress) -> Tensor | None:
+def _kept(path: Path, identity: str, what: str, progress: Progress) -> Tensor | None:
     if not path.exists():
         return None
     try:
@@ -54,5 +62,5 @@ def _kept(path: Path, identity: str, progress: Progress) -> Tensor | None:
     except CorruptArtifact as error:
         progress.note(f"{error}: the images are made anew")
         return None
-    progress.note(f"synthetic images are those of {path}")
+    progress.note(f"{what} are those of {path}")
     return images

@@ -40,12 +40,12 @@ def tune(
     """
     settings, splits = prepared.config.finetune, prepared.splits
     if prepared.config.search.data_free:
-        prepared.progress.note("data-free: nothing is fine-tuned")
         settings = settings.model_copy(update={"steps": 0, "epochs": None, "precision": "fp32"})
     anew = settings.method == "decay" and settings.decay.widths == "latency"
     plan = plan_by_latency(problem, trials, missed) if anew else winner.plan
     checkpoint = prepared.folder / f"finetune-{digest([winner.plan.digest, plan.widths])[:16]}"
-    with prepared.progress.stage("fine-tune", total=1.0) as stage:
+    trains = settings.total_steps(len(splits.train)) > 0
+    with prepared.progress.stage("fine-tune" if trains else "keep as cut: nothing is fine-tuned", total=1.0) as stage:
         told = _teller(prepared, stage)
         if settings.method == "one-step":
             return finetune(

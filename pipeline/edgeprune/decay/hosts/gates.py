@@ -45,7 +45,7 @@ def check(module: nn.Module, structure: Structure, name: str) -> None:
     found = listener(structure, name, gates)
     if not gates or found is not None:
         raise ConfigError(
-            f"the gates host cannot close group {name!r}",
+            f"the gates host cannot silence group {name!r}",
             why=f"{found!r} reads channels that pass no batch norm with a scale" if gates else "it has no batch norm",
         )
 
