@@ -46,7 +46,7 @@ METHODS: Mapping[str, Method] = {
         source="after arXiv 2312.04918, re-derived: estimator, ranges and budget are ours",
         idea="the same agent, rewarded for orderly activations instead of right answers",
         optimises="spatial entropy of activations, to be made small at the latency of the budget; accuracy is watched",
-        needs=("images", "convolutions with maps of more than one pixel"),
+        needs=("images, synthetic ones with --data-free", "convolutions with maps of more than one pixel"),
         presets={"reward": {"accuracy": 0.0, "entropy": 1.0, "unused": 5.0}},
         page="docs/methods/entropy-rl.md",
     ),
