@@ -128,7 +128,8 @@ def test_decay_ships_the_widths_it_was_asked_for(widths: str, tmp_path: Path) ->
     stop = StopAfter("finetune-", tmp_path / "dist", reports=4)
     with pytest.raises(Interrupted):
         deploy(request(config, tmp_path / "dist", stop=stop))
-    outcome = deploy(request(config, tmp_path / "dist"))
+    outcome = deploy(request(config, tmp_path / "dist", progress=(told := Told())))
+    assert any("fine-tuning continues at step" in each for each in told.said)
     assert outcome.budget.met
     graph = onnx.load(Path(outcome.bundle) / "model.onnx")
     shapes = {each.name: each.dims for each in graph.graph.initializer}
@@ -142,6 +143,16 @@ def test_decay_ships_the_widths_it_was_asked_for(widths: str, tmp_path: Path) ->
     assert widths == "latency" or kept in settled
     assert (outcome.importance, outcome.reconstruction) == ("group-norm", "none")  # the host's choice, not the search's
     assert set(outcome.result.validation) == {"baseline", "tuned"}
+
+
+class Told(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
 
 
 class StopAfter:
@@ -332,20 +343,13 @@ def test_work_of_unknown_cost_is_said_to_be_missing_from_the_count(finished: Don
 def test_a_run_that_continues_says_so(finished: Done, config: Path, tmp_path: Path) -> None:
     """Its stages look the same, but one would wonder at their speed."""
     out = shutil.copytree(Path(finished.outcome.run_dir).parent, tmp_path / "dist")
-    said: list[str] = []
-
-    class Told(Silent):
-        def note(self, text: str) -> None:
-            said.append(text)
-
-    deploy(request(config, out, progress=Told()))
-    assert any("is finished already" in each for each in said)
+    deploy(request(config, out, progress=(told := Told())))
+    assert any("is finished already" in each for each in told.said)
     with closing(sqlite3.connect(out / Path(finished.outcome.run_dir).name / "ledger.sqlite")) as ledger:
         ledger.execute("DELETE FROM facts WHERE name = 'outcome'")
         ledger.commit()
-    said.clear()
-    deploy(request(config, out, progress=Told()))
-    assert any(re.match(r"continuing .*: \d+ of \d+ candidates are known", each) for each in said)
+    deploy(request(config, out, progress=(told := Told())))
+    assert any(re.match(r"continuing .*: \d+ of \d+ candidates are known", each) for each in told.said)
 
 
 def test_two_validation_images_are_enough(tmp_path: Path) -> None:

@@ -364,6 +364,7 @@ def _readme(contents: BundleContents) -> str:
     return _README.format(
         name=contents.name,
         target=outcome.target,
+        method=f"{outcome.method}, searched by {outcome.strategy}",
         source="an emulator" if emulated else "the device",
         budget=outcome.budget.summary(contents.measurement.metric),
         ratio=f"{ratio.p50:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
@@ -398,6 +399,7 @@ _README = """\
 {name}: a pruned network, the latency it was measured at, and the means to check both.
 
     target          {target}
+    method          {method}
     budget          {budget}
     latency ratio   {ratio} of the unpruned network, {confidence} interval, by {source}
     {counted:<15} {before} before, {after} after

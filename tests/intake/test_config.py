@@ -89,6 +89,7 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     [
         ("[search]\ntrails = 3\n", "search.trails is unknown; did you mean search.trials?"),
         ("[search.reward]\nacuracy = 1\n", "did you mean search.reward.accuracy?"),
+        ("[search]\nmethod = 'autodpf'\n", "did you mean autodfp?"),
         ("[budgets]\nlatency = '1ms'\n", "budgets is unknown; did you mean budget?"),
         ("[budget]\ntrials = 3\n", "budget.trials is unknown; it belongs in [search]"),
         ("[targets.pi]\nadress = 'x'\n", "targets.pi.adress is unknown; did you mean targets.pi.address?"),

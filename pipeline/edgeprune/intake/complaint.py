@@ -1,5 +1,6 @@
 """Turn what pydantic found into one `ConfigError` that names every setting, what was given and what is wanted."""
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
@@ -50,7 +51,14 @@ def _line(each: ErrorDetails, root: type[BaseModel], whole: str) -> str:
     wanted = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if each["input"] is None or isinstance(each["input"], dict):
         return f"{path} {wanted}"
-    return f"{path} is {each['input']!r}, {wanted}"
+    return f"{path} is {each['input']!r}, {wanted}{_near(each)}"
+
+
+def _near(each: ErrorDetails) -> str:
+    """Return the nearest of the words that may stand here, where only some may."""
+    words = re.findall(r"'([^']+)'", str(each.get("ctx", {}).get("expected", "")))
+    near = get_close_matches(str(each["input"]), words, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _suggestion(location: Location, root: type[BaseModel]) -> str:

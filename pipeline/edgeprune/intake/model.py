@@ -67,7 +67,8 @@ def load_model(settings: "ModelConfig", *, input_shape: tuple[int, ...] | None =
     chosen = settings.input_shape or input_shape or shape
     if chosen is None:
         raise ModelError(
-            f"the input shape of {settings} is unknown", next_step="set model.input_shape = [1, 3, 224, 224]"
+            f"the input shape of {settings} is unknown",
+            next_step="set model.input_shape, for 32 x 32 pixels in colour to [1, 3, 32, 32]",
         )
     module = module.to(device="cpu", dtype=torch.float32).eval()
     check_finite(module, settings.weights.name if settings.weights else str(settings))

@@ -104,10 +104,13 @@ def _importance(problem: Problem, trials: Sequence[Trial]) -> Mapping[str, list[
 
 
 def _teller(prepared: Prepared, stage: Stage) -> Callable[[Any], None]:
-    done = 0.0
+    done, begins = 0.0, True
 
     def told(state: Any) -> None:
-        nonlocal done
+        nonlocal done, begins
+        if begins and state.step > 0:
+            prepared.progress.note(f"fine-tuning continues at step {state.step} of {state.steps}")
+        begins = False
         stage.advance(state.fraction - done, note=getattr(state, "note", ""))
         done = state.fraction
         prepared.request.stop()
