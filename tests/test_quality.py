@@ -14,7 +14,7 @@ from edgeprune.cut import cut_module, mask_module
 from edgeprune.export import export
 from edgeprune.plan import Plan
 from edgeprune.quality import Evaluator, convolution_batch_norms, fastest_dtype, folded, recorded
-from edgeprune.recalibration import recalibrate, shift_statistics
+from edgeprune.recalibration import recalibrate, regress_statistics
 from edgeprune.structure import Structure, build_structure
 
 LABELLED, CALIBRATION = 96, 32
@@ -106,18 +106,22 @@ def test_a_cut_plan_is_as_accurate_as_the_cut_module_in_a_plain_loop(module, str
     assert judge.quality(plan).accuracy == pytest.approx(plain_accuracy(by_hand.eval(), images, labels))
 
 
-def test_foreign_images_tell_what_cutting_changes_alone(module, structure, graph, images, labels) -> None:
-    """The statistics of a candidate are the unpruned model's, moved as far as cutting moves them on the images."""
+def test_statistics_are_carried_over_on_foreign_images(module, structure, graph, images, labels) -> None:
+    """Of the channels that a plan keeps, not of those that happen to stand in their places."""
     judge = evaluator(module, structure, graph, images, labels, foreign=True)
-    plan, seen = plan_of(structure, conv1=8), copy.deepcopy(module)
-    calibration = [images[:CALIBRATION] * 1.5 + 0.2]
-    recalibrate(seen, calibration)
-    by_hand = cut_module(module, structure, plan)
-    shift_statistics(by_hand, calibration, cut_module(seen, structure, plan))
+    full = structure.space.full().kept
+    plan, calibration = Plan(kept={**full, "conv1": full["conv1"][-8:]}), [images[:CALIBRATION] * 1.5 + 0.2]
+    by_hand, beside = cut_module(module, structure, plan), copy.deepcopy(module)
+    every = {"stem.1": torch.arange(16), "bn1": torch.arange(8, 16), "bn2": torch.arange(16)}
+    regress_statistics(by_hand, calibration, beside, every)
     found = judge.candidate(plan)
-    assert torch.allclose(found.bn2.running_mean, by_hand.bn2.running_mean, atol=1e-5)
-    assert torch.allclose(found.bn2.running_var, by_hand.bn2.running_var, rtol=1e-4)
+    for name in ("bn1", "bn2"):
+        norm, wanted = found.get_submodule(name), by_hand.get_submodule(name)
+        assert torch.allclose(norm.running_mean, wanted.running_mean, atol=1e-5)
+        assert torch.allclose(norm.running_var, wanted.running_var, rtol=1e-4)
     assert torch.allclose(found.stem[1].running_mean, module.stem[1].running_mean, atol=1e-5)  # before what is cut
+    assert torch.allclose(found.bn1.running_mean, module.bn1.running_mean[8:], atol=1e-5)
+    assert not torch.allclose(found.bn2.running_mean, module.bn2.running_mean, atol=1e-3)
 
 
 def test_bfloat16_is_named_and_near(module, structure, graph, images, labels) -> None:

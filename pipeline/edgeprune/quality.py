@@ -20,7 +20,7 @@ from edgeprune.agreement import fidelity
 from edgeprune.coupling import BATCH_NORMS, CONVOLUTIONS
 from edgeprune.cut import cut_module
 from edgeprune.plan import Plan
-from edgeprune.recalibration import recalibrate, shift_statistics
+from edgeprune.recalibration import numbered, numbers, recalibrate, regress_statistics
 from edgeprune.structure import Structure
 from edgeprune.trial import Quality
 
@@ -47,8 +47,8 @@ class Evaluator:
             "synthetic": its logits, the images being synthetic.
         repair: plan → the module in its unpruned shapes, kept channels making up for those that will be cut.
         recalibrates: re-estimate the batch norms of candidates on the calibration images.
-        foreign: the calibration images are not of the kind that the model's own statistics are of: look only at what
-            cutting changes, see `shift_statistics`.
+        foreign: the calibration images are not of the kind that the model's own statistics are of: these are carried
+            over to candidates, see `regress_statistics`.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class Evaluator:
         self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
         self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
         self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
-        self._seen_whole = self._recalibrated_copy() if recalibrates and foreign else None
+        self._beside = copy.deepcopy(module).eval() if foreign else None
+        self._numbered = numbered(module) if foreign else None
         self._validation = [(x.to(self.dtype, memory_format=_layout(x)), y) for x, y in validation]
         self._wanted = None if judged_by == "labels" else self._logits(folded(module, self._pairs))
         self._ranges = self._activation_ranges() if self._probe is not None else {}
@@ -85,18 +86,12 @@ class Evaluator:
         """Return the cut model, repaired and its batch norms re-estimated if that is wanted, fp32, eval mode."""
         module = cut_module(self._repair(plan) if self._repair else self._module, self._structure, plan)
         if self._recalibrates and plan != self._structure.space.full():
-            if self._seen_whole is None:
+            if self._beside is None or self._numbered is None:
                 recalibrate(module, self._calibration, self.dtype)
             else:
-                unpruned = cut_module(self._seen_whole, self._structure, plan)
-                shift_statistics(module, self._calibration, unpruned, self.dtype)
+                kept = numbers(cut_module(self._numbered, self._structure, plan))
+                regress_statistics(module, self._calibration, self._beside, kept, self.dtype)
         return module.eval()
-
-    def _recalibrated_copy(self) -> nn.Module:
-        """Return the unpruned model with the statistics of the calibration images."""
-        module = copy.deepcopy(self._module)
-        recalibrate(module, self._calibration, self.dtype)
-        return module
 
     def judge(self, module: nn.Module) -> Quality:
         """Return accuracy, or nearness to the unpruned model, and entropy of a (cut) model."""
