@@ -9,8 +9,8 @@ that are there are not run again, so that a stopped benchmark continues. `--tabl
 Target "host" is this CPU, measured. Target "macs" is a formula: its ratios are those of multiply-accumulates, and
 nothing is timed.
 
-On the CIFAR networks the arms of autodfp run with --data-free: candidates are judged, and their batch norms moved by
-what cutting changes, on synthetic images. Of the network with 1,000 classes these would have to be too many; there
+On the CIFAR networks the arms of autodfp run with --data-free: candidates are judged, and their batch norms
+carried over, on synthetic images. Of the network with 1,000 classes these would have to be too many; there
 candidates are judged by the unpruned model's answers to unlabelled images, and batch norms keep their statistics.
 """
 

@@ -2,7 +2,7 @@
 
     EDGEPRUNE_DATA=<folder> python benchmarks/papers/judges.py [--only resnet56] [--plans 40] [--table]
 
-Random plans are cut, repaired by local-ridge and the statistics of their batch norms moved by what cutting changes on
+Random plans are cut, repaired by local-ridge and the statistics of their batch norms carried over by regression on
 synthetic images; then each judge gives its number, and the true one is top-1 on test images that no judge saw. Once
 plans of every cost are drawn, and once those of half of the multiply-accumulates, give or take 3 %: a search compares
 plans of one latency, and there "smaller is worse" is no longer worth anything. The accuracy of each plan is taken three
@@ -155,7 +155,7 @@ def table(cells: list[Seen]) -> str:
         "network",
         "plans",
         "accuracy %",
-        "mean: as they were, averages over synthetic, over training images, moved",
+        "mean: as they were, averages over synthetic, over training images, carried over",
         *JUDGES,
     )
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]

@@ -274,8 +274,8 @@ class SearchConfig(Section):
         repairs: the searcher decides, for each group, on the coefficient of the reconstruction as well.
         judged_by: labels of validation images, the unpruned model's answers to them, or its answers to synthetic ones.
         data_free: look at no image before the last evaluation; there is no fine-tuning.
-        recalibrate: re-estimate the batch norms of candidates: averages over training images, or, if data_free, moved
-            by what cutting changes on synthetic ones.
+        recalibrate: re-estimate the batch norms of candidates: averages over training images, or, if data_free,
+            carried over by regression on synthetic ones.
         trials: candidates to measure.
         seed: of every random choice of the searcher.
         time_limit_s: seconds after which the best plan so far is taken; None: all trials.
