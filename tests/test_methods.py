@@ -76,7 +76,7 @@ def test_data_free_refuses_what_takes_images(tmp_path: Path, more: str, said: st
 
 
 def test_repairs_take_a_reconstruction(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="set reconstruction"):
+    with pytest.raises(ConfigError, match="nothing is repaired"):
         loaded(tmp_path, MODEL + DATA, repairs=True)
 
 

@@ -177,7 +177,7 @@ def quantile(values: list[float], share: float) -> float:
 def main() -> None:
     """Judge the plans that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=["resnet56", "vgg16_thin"])
+    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=["resnet56", "vgg16_thin", "fashion"])
     parser.add_argument("--plans", type=int, default=40)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--synthetic", type=int, default=128)

@@ -1,8 +1,8 @@
-"""Trained networks with their images, read from $EDGEPRUNE_DATA: ResNet-56, a thin VGG-16 and MobileNetV2.
+"""Trained networks with their images: the embedded example; and ResNet-56, a thin VGG-16 and MobileNetV2.
 
-The folder must hold cifar10.npz and cifar10_resnet56.pt, cifar10_vgg16_thin.pt, or imagenet_mobilenetv2.pt and
-imagenet_sample_1000.zip; none of it is part of edgeprune. The sample's images seem to be training images: accuracy on
-them is good for comparisons only.
+All but the example are read from $EDGEPRUNE_DATA. The folder must hold cifar10.npz and cifar10_resnet56.pt,
+cifar10_vgg16_thin.pt, or imagenet_mobilenetv2.pt and imagenet_sample_1000.zip; none of it is part of edgeprune. The
+sample's images seem to be training images: accuracy on them is good for comparisons only.
 """
 
 import io
@@ -22,6 +22,12 @@ from torch.nn.functional import pad
 sys.path.append(str(Path(__file__).parents[1]))
 
 import cifar10
+
+from edgeprune.intake.config import load_config
+from edgeprune.intake.data import load_data
+from edgeprune.intake.model import load_model
+
+EXAMPLE = Path(__file__).parents[2] / "examples/fashion/edgeprune.toml"
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -180,6 +186,19 @@ def mobilenetv2(images: int) -> Trained:
     )
 
 
+def fashion(images: int) -> Trained:
+    """Return the embedded example on its own part of Fashion-MNIST; needs no other data."""
+    config = load_config(EXAMPLE)
+    assert config.data is not None
+    data = load_data(config.data)
+    net = load_model(config.model, input_shape=data.input_shape).module
+    test = data.open_test()
+    chosen = slice(0, images)
+    return Trained(
+        net=net, images=test.tensor(chosen), labels=test.labels[chosen], calibration=data.train.tensor(slice(0, 512))
+    )
+
+
 def imagenet_data() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the ImageNet sample as two sets, uint8 N x H x W x C, with labels: every second image is a test image."""
     pixels, labels = _imagenet_sample()
@@ -213,4 +232,5 @@ NETWORKS: dict[str, Callable[[int], Trained]] = {
     "resnet56": resnet56,
     "vgg16_thin": vgg16_thin,
     "mobilenetv2": mobilenetv2,
+    "fashion": fashion,
 }

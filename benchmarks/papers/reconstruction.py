@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--nets", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-lenet")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pixels", nargs="+", choices=list(PIXELS), default=list(PIXELS))
-    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=["resnet56", "vgg16_thin", "mobilenetv2"])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args()
