@@ -171,6 +171,11 @@ def counted(tested_on: str) -> str:
     return "accuracy" if tested_on == "test images" else "agreement"
 
 
+def without_data(tested_on: str) -> bool:
+    """Return whether the closing number is of synthetic images, no data set having been read at all."""
+    return tested_on.startswith("synthetic")
+
+
 def runtime_line(conditions: Mapping[str, Any], *, emulated: bool) -> str:
     """Return which of a board's runtimes was chosen and what the other takes, empty where there was no choice.
 

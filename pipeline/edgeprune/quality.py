@@ -72,8 +72,7 @@ class Evaluator:
         self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
         self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
         self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
-        self._beside = copy.deepcopy(module).eval() if foreign else None
-        self._numbered = numbered(module) if foreign else None
+        self._unpruned = (copy.deepcopy(module).eval(), numbered(module)) if foreign else None
         self._validation = [(x.to(self.dtype, memory_format=_layout(x)), y) for x, y in validation]
         self._wanted = None if judged_by == "labels" else self._logits(folded(module, self._pairs))
         self._ranges = self._activation_ranges() if self._probe is not None else {}
@@ -86,12 +85,17 @@ class Evaluator:
         """Return the cut model, repaired and its batch norms re-estimated if that is wanted, fp32, eval mode."""
         module = cut_module(self._repair(plan) if self._repair else self._module, self._structure, plan)
         if self._recalibrates and plan != self._structure.space.full():
-            if self._beside is None or self._numbered is None:
-                recalibrate(module, self._calibration, self.dtype)
-            else:
-                kept = numbers(cut_module(self._numbered, self._structure, plan))
-                regress_statistics(module, self._calibration, self._beside, kept, self.dtype)
+            self._restate(module, plan)
         return module.eval()
+
+    def _restate(self, module: nn.Module, plan: Plan) -> None:
+        """Give the batch norms of a module that was cut by a plan statistics of its own."""
+        if self._unpruned is None:
+            recalibrate(module, self._calibration, self.dtype)
+            return
+        unpruned, marked = self._unpruned
+        kept = numbers(cut_module(marked, self._structure, plan))
+        regress_statistics(module, self._calibration, unpruned, kept, self.dtype)
 
     def judge(self, module: nn.Module) -> Quality:
         """Return accuracy, or nearness to the unpruned model, and entropy of a (cut) model."""

@@ -13,7 +13,7 @@ from edgeprune import charts, quantities
 from edgeprune.charts import Dot, Landmark, Row, Spot
 from edgeprune.measurement import Measurement
 from edgeprune.metric import PER_UNIT, limit_of
-from edgeprune.outcome import ModelFacts, Outcome, counted
+from edgeprune.outcome import ModelFacts, Outcome, counted, without_data
 from edgeprune.report_subject import About, Seen
 from edgeprune.statistics import Interval
 from edgeprune.svg import clean
@@ -197,21 +197,17 @@ def comparison(outcome: Outcome, about: About) -> list[Compared]:
 
 def _tested(outcome: Outcome) -> str:
     words = {"accuracy": "test accuracy", "agreement": "agreement with the unpruned model"}
-    return words[counted(outcome.tested_on)] + (" on synthetic images" if _without_data(outcome) else "")
+    return words[counted(outcome.tested_on)] + (" on synthetic images" if without_data(outcome.tested_on) else "")
 
 
 def last_look(outcome: Outcome) -> str:
     """Return what the closing numbers are of, in a sentence."""
-    if _without_data(outcome):
+    if without_data(outcome.tested_on):
         return (
             "No data set was read: agreement is on synthetic images that nothing else had looked at. "
             "It is no accuracy, and on real images usually much lower."
         )
     return "The test split was read once, at the end."
-
-
-def _without_data(outcome: Outcome) -> bool:
-    return outcome.tested_on.startswith("synthetic")
 
 
 def _test_accuracy(outcome: Outcome) -> Compared:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgeprune.coupling import CONVOLUTIONS, PER_CHANNEL, is_depthwise
+from edgeprune.coupling import BATCH_NORMS, CONVOLUTIONS, is_depthwise
 from edgeprune.decay.flat import Bucket, Flat, add_rows, lengths_of, products_of, scale_rows
 from edgeprune.plan import Plan
 from edgeprune.structure import Structure
@@ -36,8 +36,6 @@ Extent = Literal["made", "gates"]
 
 BRANCHES = "(removed branches)"
 """Name of the group whose only unit is what removed branches hold beside the units of their groups."""
-
-BATCH_NORMS = tuple(kind for kind in PER_CHANNEL if kind is not nn.PReLU)
 
 
 @dataclass(frozen=True, kw_only=True)

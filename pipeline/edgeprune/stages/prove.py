@@ -152,7 +152,7 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     facts: dict[str, Any]
     test: ArraySet = prepared.splits.open_test()
     models, accuracy = {"baseline": prepared.model.module, "result": tuned}, bench.base.evaluator.accuracy
-    with prepared.progress.stage(_last_look(prepared.splits.tested_on)):
+    with prepared.progress.stage(_stage_name(prepared.splits.tested_on)):
         facts = {name: accuracy(module, test.batches(test.evaluation_batch)) for name, module in models.items()}
     facts |= {"images": len(test), "tested_on": prepared.splits.tested_on, "of": key}
     facts |= _after_attacks(prepared, test, models)
@@ -160,7 +160,7 @@ def _test_accuracy(prepared: Prepared, bench: Bench, tuned: nn.Module, sha256: s
     return facts
 
 
-def _last_look(tested_on: str) -> str:
+def _stage_name(tested_on: str) -> str:
     """Return what the last evaluation is called, for people who wait."""
     return f"{counted(tested_on)} on {tested_on.partition(',')[0]}"
 

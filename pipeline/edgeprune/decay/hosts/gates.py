@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from edgeprune.coupling import BATCH_NORMS
 from edgeprune.decay.audible import listener
 from edgeprune.decay.flat import add_rows, products_of
 from edgeprune.decay.host import Moment
-from edgeprune.decay.units import BATCH_NORMS, Units, find_units
+from edgeprune.decay.units import Units, find_units
 from edgeprune.errors import ConfigError
 from edgeprune.plan import Plan
 from edgeprune.structure import Structure

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgeprune.coupling import BATCH_NORMS
 from edgeprune.decay.audible import listener
 from edgeprune.decay.host import Moment
 from edgeprune.decay.rectify import cosine_rate
-from edgeprune.decay.units import BATCH_NORMS, Units, find_units
+from edgeprune.decay.units import Units, find_units
 from edgeprune.errors import ConfigError
 from edgeprune.plan import Plan
 from edgeprune.structure import Structure
