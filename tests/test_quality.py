@@ -108,7 +108,7 @@ def test_a_cut_plan_is_as_accurate_as_the_cut_module_in_a_plain_loop(module, str
 
 def test_statistics_are_carried_over_on_foreign_images(module, structure, graph, images, labels) -> None:
     """Of the channels that a plan keeps, not of those that happen to stand in their places."""
-    judge = evaluator(module, structure, graph, images, labels, foreign=True)
+    judge = evaluator(module, structure, graph, images, labels, statistics="regressed")
     full = structure.space.full().kept
     plan, calibration = Plan(kept={**full, "conv1": full["conv1"][-8:]}), [images[:CALIBRATION] * 1.5 + 0.2]
     by_hand, beside = cut_module(module, structure, plan), copy.deepcopy(module)
@@ -241,7 +241,7 @@ def test_dead_channels_do_not_count_and_ranges_are_the_unpruned_models(
     module, structure, graph, images, labels
 ) -> None:
     """By hand, from the masked model: it has all the channels, and those the plan removes are 0 everywhere."""
-    judge = evaluator(module, structure, graph, images, labels, entropy_images=8, recalibrates=False)
+    judge = evaluator(module, structure, graph, images, labels, entropy_images=8, statistics="kept")
     plan = plan_of(structure, conv1=8, **{"stem.0": 12})
     kept = {"stem.0": plan.kept["stem.0"], "conv1": plan.kept["conv1"], "conv2": plan.kept["stem.0"]}
     whole, means, with_dead = convolution_maps(module, graph, images), [], []
@@ -308,7 +308,7 @@ def test_without_labels_the_unpruned_model_is_right_by_definition(
 
 
 def test_agreement_is_the_share_of_equal_answers(module, structure, graph, images, labels) -> None:
-    judge = evaluator(module, structure, graph, images, labels, judged_by="teacher", recalibrates=False)
+    judge = evaluator(module, structure, graph, images, labels, judged_by="teacher", statistics="kept")
     plan = plan_of(structure, conv1=8)
     with torch.inference_mode():
         same = cut_module(module, structure, plan).eval()(images).argmax(1) == module(images).argmax(1)
@@ -326,7 +326,7 @@ def test_a_candidate_is_cut_from_the_repaired_module(module, structure, graph, i
             repaired.conv2.weight.mul_(2)
         return repaired
 
-    judge = evaluator(module, structure, graph, images, labels, repair=repair, recalibrates=False)
+    judge = evaluator(module, structure, graph, images, labels, repair=repair, statistics="kept")
     plan = plan_of(structure, conv1=8)
     candidate = judge.candidate(plan)
     plain = cut_module(module, structure, plan)

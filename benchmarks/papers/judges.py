@@ -41,7 +41,7 @@ from edgeprune.cut import proven
 from edgeprune.export import export
 from edgeprune.importance import ranking, unit_importance
 from edgeprune.plan import Plan
-from edgeprune.quality import Evaluator
+from edgeprune.quality import Evaluator, Statistics
 from edgeprune.reconstruction import Settings, repaired
 from edgeprune.structure import build_structure
 from edgeprune.synthetic import synthesise
@@ -75,7 +75,7 @@ class Bench:
         made = synthesise(net, shape, synthetic, seed=0)
         self.made_s = time.monotonic() - started
 
-        def judge(x: Tensor, y: Tensor, by: str, calibration: Tensor, **how: bool) -> Evaluator:
+        def judge(x: Tensor, y: Tensor, by: str, calibration: Tensor, statistics: Statistics = "averaged") -> Evaluator:
             return Evaluator(
                 net,
                 self.structure,
@@ -86,16 +86,16 @@ class Bench:
                 dtype=torch.float32,
                 judged_by=by,
                 repair=lambda plan: repaired(net, self.structure, plan, mode="local-ridge"),
-                **how,
+                statistics=statistics,
             )
 
         unlabelled, unknown = subject.calibration, torch.zeros(len(subject.calibration), dtype=torch.int64)
         nobody = torch.zeros(synthetic, dtype=torch.int64)
         self.true = judge(subject.images, subject.labels, "labels", unlabelled)
-        self.as_cut = judge(subject.images, subject.labels, "labels", unlabelled, recalibrates=False)
+        self.as_cut = judge(subject.images, subject.labels, "labels", unlabelled, statistics="kept")
         self.averaged = judge(subject.images, subject.labels, "labels", made)
         self.teacher = judge(unlabelled, unknown, "teacher", unlabelled)
-        self.fidelity = judge(made, nobody, "synthetic", made, foreign=True)
+        self.fidelity = judge(made, nobody, "synthetic", made, statistics="regressed")
         self.agreement = judge(made, nobody, "teacher", made)
 
     def plan(self, random: np.random.Generator, band: tuple[float, float]) -> tuple[Plan, float]:

@@ -8,7 +8,8 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from functools import cached_property
+from typing import Literal, cast
 
 import onnx
 import torch
@@ -31,6 +32,10 @@ FOLDING_PROBE = 4
 FOLDING_TOLERANCE = 1e-3
 """Largest difference that folding may make, relative to the largest logit."""
 
+Statistics = Literal["kept", "averaged", "regressed"]
+"""Of a candidate's batch norms: the unpruned model's; averages over the calibration images (`recalibrate`); or the
+unpruned model's carried over, where those images are of another kind than it was trained on (`regress_statistics`)."""
+
 
 class Evaluator:
     """Judges plans of one model on fixed images.
@@ -46,9 +51,7 @@ class Evaluator:
         judged_by: "labels": of the batches; "teacher": the unpruned model's answers to them in place of the labels;
             "synthetic": its logits, the images being synthetic.
         repair: plan → the module in its unpruned shapes, kept channels making up for those that will be cut.
-        recalibrates: re-estimate the batch norms of candidates on the calibration images.
-        foreign: the calibration images are not of the kind that the model's own statistics are of: these are carried
-            over to candidates, see `regress_statistics`.
+        statistics: what the batch norms of candidates get, see `Statistics`.
     """
 
     def __init__(
@@ -63,16 +66,14 @@ class Evaluator:
         dtype: torch.dtype | None = None,
         judged_by: str = "labels",
         repair: Callable[[Plan], nn.Module] | None = None,
-        recalibrates: bool = True,
-        foreign: bool = False,
+        statistics: Statistics = "averaged",
     ) -> None:
         self._module, self._structure, self._judged_by, self._repair = module, structure, judged_by, repair
-        self._recalibrates = recalibrates
+        self._statistics = statistics
         self._pairs = _foldable(module, convolution_batch_norms(graph), validation[0][0][:FOLDING_PROBE])
         self._calibration = [each.to(memory_format=_layout(each)) for each in calibration]
         self._probe = calibration[0][:entropy_images] if entropy_images and calibration else None
         self.dtype = dtype or fastest_dtype(lambda: folded(module, self._pairs), validation[0][0])
-        self._unpruned = (copy.deepcopy(module).eval(), numbered(module)) if foreign else None
         self._validation = [(x.to(self.dtype, memory_format=_layout(x)), y) for x, y in validation]
         self._wanted = None if judged_by == "labels" else self._logits(folded(module, self._pairs))
         self._ranges = self._activation_ranges() if self._probe is not None else {}
@@ -84,18 +85,23 @@ class Evaluator:
     def candidate(self, plan: Plan) -> nn.Module:
         """Return the cut model, repaired and its batch norms re-estimated if that is wanted, fp32, eval mode."""
         module = cut_module(self._repair(plan) if self._repair else self._module, self._structure, plan)
-        if self._recalibrates and plan != self._structure.space.full():
-            self._restate(module, plan)
+        if plan != self._structure.space.full():
+            self._re_estimate(module, plan)
         return module.eval()
 
-    def _restate(self, module: nn.Module, plan: Plan) -> None:
-        """Give the batch norms of a module that was cut by a plan statistics of its own."""
-        if self._unpruned is None:
+    def _re_estimate(self, module: nn.Module, plan: Plan) -> None:
+        """Give the batch norms of a module that was cut by a plan their statistics."""
+        if self._statistics == "averaged":
             recalibrate(module, self._calibration, self.dtype)
-            return
-        unpruned, marked = self._unpruned
-        kept = numbers(cut_module(marked, self._structure, plan))
-        regress_statistics(module, self._calibration, unpruned, kept, self.dtype)
+        elif self._statistics == "regressed":
+            unpruned, marked = self._copies
+            kept = numbers(cut_module(marked, self._structure, plan))
+            regress_statistics(module, self._calibration, unpruned, kept, self.dtype)
+
+    @cached_property
+    def _copies(self) -> tuple[nn.Module, nn.Module]:
+        """The unpruned model to look at beside candidates, and once more, `numbered`."""
+        return copy.deepcopy(self._module).eval(), numbered(self._module)
 
     def judge(self, module: nn.Module) -> Quality:
         """Return accuracy, or nearness to the unpruned model, and entropy of a (cut) model."""

@@ -10,10 +10,10 @@ from edgeprune.budget import Budget
 from edgeprune.cut import GraphCutter
 from edgeprune.errors import BudgetError
 from edgeprune.evaluate import Base, Judge
-from edgeprune.intake.config import Config
+from edgeprune.intake.config import Config, SearchConfig
 from edgeprune.measurement import Measurement, Sampling
 from edgeprune.metric import check_limit, unit_of
-from edgeprune.quality import Evaluator
+from edgeprune.quality import Evaluator, Statistics
 from edgeprune.quantities import three_digits
 from edgeprune.reward import RewardWeights
 from edgeprune.search.loop import Bench
@@ -146,13 +146,18 @@ def _evaluator(prepared: Prepared, precision: str) -> Evaluator:
         prepared.graph,
         validation=list(validation.batches(validation.evaluation_batch)),
         calibration=calibration,
-        recalibrates=prepared.config.search.recalibrate,
-        foreign=prepared.config.search.data_free,
+        statistics=_statistics(prepared.config.search),
         dtype=PRECISIONS[precision],
         judged_by=prepared.config.search.judged_by,
         repair=repairer(prepared),
         entropy_images=ENTROPY_WATCHED if prepared.config.search.reward.accuracy > 0 else ENTROPY_ALONE,
     )
+
+
+def _statistics(search: SearchConfig) -> Statistics:
+    if not search.recalibrate:
+        return "kept"
+    return "regressed" if search.data_free else "averaged"
 
 
 def _bench(prepared: Prepared, target: Target, evaluator: Evaluator, judge: Judge, reference: Artifact) -> Bench:
